@@ -71,7 +71,7 @@ def test_demo_recipe_is_valid_and_runs_on_the_cpu() -> None:
     assert isinstance(recipe, PipelineRecipe)
     for section in (recipe.sft, recipe.reward, recipe.ppo):
         assert section["use_cpu"]
-        assert not section["load_in_8bit"]
+        assert section["base_precision"] == "dtype"
         assert section["dataset_name"] == "demo"
 
 

@@ -53,6 +53,7 @@ def make(tmp_path: Path) -> Any:
     def run(stage: Stage = Stage.SFT, phase: str = "train", *, on_gpu: bool = True, **values: Any) -> RunDir:
         wanted: dict[str, Any] = {"model_name_or_path": str(model), "num_processes": 1}
         wanted |= {"reward_model_path": str(tmp_path / "gone")} if stage is Stage.PPO else {}
+        wanted |= {"load_in_8bit": stage is not Stage.REWARD, "gradient_checkpointing": stage is Stage.SFT}
         found = Home(tmp_path / "home").create(stage, dump_recipe(build_recipe(stage, wanted | values)))
         found.attempt_dir(1).mkdir()
         environment = {"ACCELERATE_USE_CPU": str(not on_gpu).lower()}

@@ -93,7 +93,9 @@ def test_launch_returns_at_once_and_the_run_finishes(runs: Runs, home: Home, fak
     assert launched.parents == ["elder"] and launched.versions["torch"] and launched.host
     assert launched.environment["STACKLLAMA_RUN"] == str(run.path)
     assert launched.environment["STACKLLAMA_ATTEMPT"] == "1"
-    assert load_recipe(Stage.SFT, run.recipe_file) == recipe(num_processes=1)
+    assert load_recipe(Stage.SFT, run.recipe_file) == recipe(
+        num_processes=1, base_precision="dtype", gradient_checkpointing=False
+    )
 
 
 def test_two_launches_of_one_name_have_one_winner(runs: Runs, home: Home) -> None:

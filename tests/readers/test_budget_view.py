@@ -219,14 +219,15 @@ def test_where_no_change_is_enough_it_is_known_whether_all_together_are() -> Non
 
 
 def test_all_together_takes_of_two_changes_that_exclude_each_other_the_better(llama: Architecture) -> None:
-    given = ["load_in_8bit=false", "per_device_train_batch_size=8"]
+    given = ["load_in_8bit=false", "per_device_train_batch_size=8", "gradient_checkpointing=true"]
     view = build_view(recipe(Stage.SFT, *given), llama, [gpu(3)], RAM)
     keys = {key for offer in view.offers for key in offer.changes}
     assert "base_precision" in keys and view.together == "no"
 
 
 def test_all_together_may_do_what_none_does_alone(llama: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, places = recipe(Stage.SFT, "per_device_train_batch_size=16"), [gpu(6 + size / 4) for size in range(40)]
+    asked = recipe(Stage.SFT, "per_device_train_batch_size=16", "gradient_checkpointing=true")
+    places = [gpu(6 + size / 4) for size in range(40)]
     real = fit.suggestions
     monkeypatch.setattr(fit, "suggestions", lambda *a, **k: [one for one in real(*a, **k) if one.fits == "no"])
     found = {build_view(asked, llama, [place], RAM).together for place in places}

@@ -188,7 +188,7 @@ def _cpu_is_full() -> None:
 def test_there_is_an_end_to_halving(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with attempt(home, base, Stage.PPO, *PPO) as one, monkeypatch.context() as patch:
         patch.setattr(Updater, "_micro_batch", lambda *_: out_of_memory())
-        with pytest.raises(StageError, match=r"phase update with micro-batches of one response.*load_in_8bit"):
+        with pytest.raises(StageError, match=r"phase update with micro-batches of one response.*base_precision: nf4"):
             one.train()
     assert one.health.count("out of memory in phase update") == 2
 

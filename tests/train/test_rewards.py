@@ -61,7 +61,7 @@ class Judge:
     def __init__(self, *scores: float) -> None:
         self._scores = scores
 
-    def __call__(self, texts: Any, micro_batch_size: int) -> torch.Tensor:
+    def __call__(self, texts: Any, micro_batch_size: int, tokens: int | None = None) -> torch.Tensor:
         return torch.tensor(self._scores)
 
 

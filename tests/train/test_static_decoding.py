@@ -338,7 +338,7 @@ def test_a_failed_capture_is_reported_once_and_sampling_goes_on(
     grown, static = both(shared, PROMPTS, micro_batch_size=3)
     assert_same_responses(grown, static)
     assert notices == [
-        "sampling goes on without a CUDA graph, which is slower: RuntimeError: called a synchronizing CUDA operation"
+        "sampling continues without a CUDA graph, which is slower: RuntimeError: called a synchronizing CUDA operation"
     ]
     assert not shared.decoding.static  # nor is it tried again
     assert recorder.log.count(moment) == 1
@@ -415,7 +415,7 @@ def test_a_model_with_an_obstacle_is_not_tried(base: Path, graphs: Callable[...,
     shared = SharedBase(ppo_recipe(saved(base, tmp_path / "windows", model)), CPU)
     recorder = graphs()
     assert checked_on_cuda(shared) == [
-        "sampling goes on without a CUDA graph, which is slower: mistral has sliding windows or recurrent states"
+        "sampling continues without a CUDA graph, which is slower: mistral has sliding windows or recurrent states"
     ]
     assert not shared.decoding.static and recorder.log == []
 

@@ -199,7 +199,9 @@ def test_a_pickle_in_a_checkpoint_of_the_trainer(tmp_path: Path, proof: Path, na
         run=SimpleNamespace(checkpoints=tmp_path), is_main=True, health=lambda _: None, phase=lambda _: None
     )
     requests = SimpleNamespace(signals=SimpleNamespace(loaded=lambda: None))
-    session: Any = SimpleNamespace(reporter=reporter, requests=requests, restarts=SimpleNamespace(now=Restart()))
+    session: Any = SimpleNamespace(
+        reporter=reporter, requests=requests, restarts=SimpleNamespace(now=Restart()), loaded=lambda: None
+    )
     recipe: Any = load_recipe(Stage.SFT, None, ["model_name_or_path=demo"])
     trainer: Any = small_trainer(tmp_path / "more", 2)
     with pytest.raises(StageError, match="nothing of it was executed"):

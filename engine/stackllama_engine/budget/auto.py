@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from ..contract.errors import RefusedError
 from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
+from ..contract.recipe_common import AUTO_BATCH
 from .architecture import Architecture
 from .estimate import Estimate, estimate
 from .fit import Fits, at_least, fits, severity
@@ -177,8 +178,10 @@ def _level(asking: Sequence[Case]) -> int:
     best = fitting[0] if fitting else min(levels, key=lambda level: _demand(worst[level]))
     case, option = worst[best]
     if option.fits == "no" and option.estimate and case.bytes is not None:
+        size = case.recipe.per_device_train_batch_size
+        counted = f" with micro-batches of {AUTO_BATCH}" if size == "auto" else ""
         raise RefusedError(
-            f"`base_precision: auto`: {case.recipe.stage} fits in no precision: it needs at least "
+            f"`base_precision: auto`: {case.recipe.stage} fits in no precision{counted}: it needs at least "
             f"{option.estimate.device[0] / _GIB:.1f} GiB in {option.recipe.base_precision}, and {case.place} has "
             f"{case.bytes / _GIB:.1f} GiB. `stackllama-console plan` lists what saves memory; to launch it all the "
             "same, set `base_precision`."
@@ -201,7 +204,11 @@ def _measured(case: Case, recipe: Trained) -> Option:
 
 def _why_unknown(case: Case, option: Option) -> str:
     if case.arch is None:
-        return f"the files of `{case.recipe.model_name_or_path}` are not on this machine, or say no sizes"
+        at = f" at `model_revision: {case.recipe.model_revision}`" if case.recipe.model_revision else ""
+        name = case.recipe.model_name_or_path
+        return (
+            f"the files of `{name}`{at} are not on this machine (`hf download` brings a hub model's), or say no sizes"
+        )
     if option.estimate and option.estimate.unknown:
         return f"{option.estimate.unknown} ({at_least(option.estimate, case.bytes)})"
     return f"the driver does not say how much memory {case.place} has"

@@ -72,7 +72,7 @@ def _resolve(recipe: TrainedRecipe, gpus: Sequence[str]) -> TrainedRecipe:
     if on_gpu and card is None:
         refuse_open_batch(recipe, "the GPU's memory is not known here")
     memory = card.memory if card else main_memory().total // processes
-    files = model_files(recipe.model_name_or_path)
+    files = model_files(recipe.model_name_or_path, recipe.model_revision)
     if files is None:
         refuse_open_batch(recipe, f"the files of {recipe.model_name_or_path} are not on this machine to be measured")
     assert files is not None

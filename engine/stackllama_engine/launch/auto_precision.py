@@ -77,7 +77,7 @@ def _case(recipe: Trained, gpus: list[str]) -> Case:
 
 def _architectures(recipe: Trained) -> tuple[Architecture | None, Architecture | None]:
     """Return the sizes of the model and of a separate reward model; None where their files do not say them."""
-    files = None if recipe.model_revision else model_files(recipe.model_name_or_path)
+    files = model_files(recipe.model_name_or_path, recipe.model_revision)
     if files is None:
         return None, None
     return _read(files), _reward(recipe, files) if isinstance(recipe, PPORecipe) else None

@@ -104,6 +104,11 @@ def _base_of(adapter: Path) -> str | None:
     return ""
 
 
-def model_files(name: str | None) -> Path | None:
-    """Return the files of a resolved recipe's path or hub id; None: they are not on this machine."""
-    return (existing(name) or cached_model(name)) if name else None
+def model_files(name: str | None, revision: str | None = None) -> Path | None:
+    """Return the files of a resolved recipe's path or hub id; None: they are not on this machine.
+
+    Args:
+        name: of a model.
+        revision: of the hub; only the main one's files are looked for.
+    """
+    return (existing(name) or (None if revision else cached_model(name))) if name else None

@@ -41,7 +41,7 @@ from .inputs import resolve_inputs
 from .leftovers import delete_marked
 from .machine_check import git_commit, package_versions, resolve_machine
 from .ownership import check_home, check_run
-from .preflight import preflight
+from .preflight import preflight, training_stages
 from .process_marks import marks
 from .processes import run_processes
 from .recipe_changes import keep_recipe, load_own_recipe, recipe_hash, refuse_changed
@@ -116,6 +116,9 @@ def plan(
     request = recipe
     recipe, inputs = prepare(home, request, name)
     recipe = resolve_batch(resolve_machine(resolve_auto(recipe, gpus), gpus), gpus)
+    if isinstance(recipe, PipelineRecipe):  # what a later stage would refuse
+        for stage in training_stages(recipe):
+            resolve_batch(resolve_machine(stage, gpus), gpus)
     run_dir = home.runs_dir / (name or _ANY_RUN)
     return Plan(
         home=home,

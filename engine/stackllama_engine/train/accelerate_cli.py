@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..contract.user_yaml import load_yaml
 
 
 def run() -> None:
@@ -48,14 +48,14 @@ def one_process(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]] | 
     for name in ("config_file", "num_machines", "num_processes", "mixed_precision", "main_process_port"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--num_cpu_threads_per_process")
-    parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, required=True)
+    parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER)
     try:
         options, others = parser.parse_known_args(arguments)
     except argparse.ArgumentError:
         return None
-    if others or options.num_processes != "1" or options.num_machines != "1":
+    if others or not options.module or options.num_processes != "1" or options.num_machines != "1":
         return None
-    config: dict[str, Any] = yaml.safe_load(Path(options.config_file).read_text(encoding="utf-8"))
+    config: dict[str, Any] = load_yaml(Path(options.config_file).read_text(encoding="utf-8"))
     on_cpu = bool(config["use_cpu"])
     environment = {
         "ACCELERATE_USE_CPU": str(on_cpu),

@@ -111,7 +111,7 @@ class Encoder:
         self._tail, end = self._turn_end() if self._is_chat else ("", None)
         own = [int(one) for one in (tokenizer.eos_token_id, end) if one is not None]  # type: ignore[arg-type]
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*own, *stops]))
-        self._end = own[-1] if own else None  # a reward model's tokenizer (BERT's) may have none
+        self.ends_with = own[-1] if own else None  # a reward model's tokenizer (BERT's) may have none
 
     @property
     def _is_chat(self) -> bool:
@@ -155,7 +155,7 @@ class Encoder:
         return self._tokens(body + upto, held) if upto else self._ended(self._tokens(body, held))
 
     def _ended(self, ids: list[int]) -> list[int]:
-        return ids if self._end is None else [*ids, self._end]
+        return ids if self.ends_with is None else [*ids, self.ends_with]
 
     def text_ids(
         self, question: str, answer: str, messages: Messages | None = None, *, ended: bool = True
@@ -308,7 +308,7 @@ class Encoder:
     @cached_property
     def _tail_upto_end(self) -> str:
         """What the template writes behind an answer, up to its end token; empty where it writes no end token."""
-        end = "" if self._end is None else str(self.tokenizer.convert_ids_to_tokens(self._end))
+        end = "" if self.ends_with is None else str(self.tokenizer.convert_ids_to_tokens(self.ends_with))
         before, found, _ = self._tail.partition(end) if end else ("", "", "")
         return before + found if found else ""
 

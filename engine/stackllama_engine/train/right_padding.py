@@ -15,8 +15,8 @@ from .faults import memory_that_ran_out
 from .left_out import left_out
 
 MOST_SEEN = 0.01
-"""Largest share of the change that a token undergoes when one before it is another, when padding is another. A causal
-model's is 0, or rounding where a matrix is multiplied in 8 bits."""
+"""Largest share of the change that tokens undergo when the one before them is another, when padding is another. A
+causal model's is 0, or rounding where a matrix is multiplied in 8 bits."""
 _ROW, _PADDING = 8, 4  # tokens that are measured
 
 
@@ -71,7 +71,10 @@ def drop_masks(model: Any, device: torch.device, autocast: AbstractContextManage
 
 
 def padding_seen(trunk: nn.Module, device: torch.device) -> float:
-    """Measure how much other padding changes the states of a row before it, relative to another first token."""
+    """Measure how much other padding changes a row's states after its first token, relative to another first token.
+
+    The first token's own state is left out: it holds its embedding, beside which nothing that attention adds is large.
+    """
     was_training = trunk.training
     trunk.eval()
     try:
@@ -89,7 +92,7 @@ def padding_seen(trunk: nn.Module, device: torch.device) -> float:
 def _states(trunk: nn.Module, device: torch.device, ids: list[int]) -> Tensor:
     tokens, positions = torch.tensor([ids], device=device), torch.arange(len(ids), device=device).unsqueeze(0)
     output = trunk(input_ids=tokens, position_ids=positions, use_cache=False)
-    return output.last_hidden_state[0, :_ROW].float()
+    return output.last_hidden_state[0, 1:_ROW].float()
 
 
 def _without_mask(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -33,8 +34,9 @@ BATCH = 1000
 KEPT_FROM = 10_000
 """Rows from which on the result is kept; fewer are tokenised in a second."""
 MOST_KEPT = 8 << 30
+_ABANDONED = 3600  # seconds without a change
 """Bytes of kept files; the one unused for longest goes first."""
-_FORMAT = "1"
+_FORMAT = "2"
 """Of kept files; another one when encoding changes."""
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ class BatchTokenizing:
     def __call__(self, rows: Dataset, encode: Encode) -> Dataset:
         """Return ``rows.map(encode)`` without the columns of ``rows``."""
         names = rows.column_names
-        key = self._key(rows) if len(rows) >= KEPT_FROM and self._encoder.tokenizer.is_fast else None
+        kept_long = len(rows) >= KEPT_FROM and "strftime_now" not in (self._encoder.format.chat_template or "")
+        key = self._key(rows) if kept_long and self._encoder.tokenizer.is_fast else None
         own = self._own / f"tokens-{key}.arrow"
         if key and (kept := _taken(key, own, len(rows))) is not None:
             return kept
@@ -87,7 +90,9 @@ class BatchTokenizing:
         encoder, tokenizer = self._encoder, self._encoder.tokenizer
         backend: Any = tokenizer
         yield repr((_FORMAT, *(version(name) for name in ("transformers", "tokenizers", "datasets")))).encode()
-        yield repr((type(tokenizer).__name__, tokenizer.eos_token_id, encoder.stop_ids, *self._what)).encode()
+        yield repr((type(tokenizer).__name__, encoder.ends_with, encoder.stop_ids, *self._what)).encode()
+        # a template may print them, and which tokens they are is no part of the backend
+        yield repr(sorted(tokenizer.special_tokens_map.items())).encode()
         yield encoder.format.digest.encode()
         yield backend.backend_tokenizer.to_str().encode()
 
@@ -129,7 +134,9 @@ def _keep(key: str, own: Path) -> None:
     try:
         folder = cache_dir()
         folder.mkdir(mode=PRIVATE_DIR, parents=True, exist_ok=True)
-        _make_room(folder, own.stat().st_size)
+        if (size := own.stat().st_size) > MOST_KEPT:
+            return
+        _make_room(folder, size)
         _link(own, folder / f"{key}.arrow")
     except (OSError, UsageError) as error:
         _log.warning("the tokens of this data set are not kept for other runs: %s", error)
@@ -154,6 +161,10 @@ def _link(source: Path, target: Path) -> None:
 
 def _make_room(folder: Path, size: int) -> None:
     """Remove the files unused for longest until another one of this size fits."""
+    for left in folder.glob(".*.arrow.*"):  # of a process that was killed
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
     files: list[tuple[float, int, Path]] = []
     for path in folder.glob("*.arrow"):
         with contextlib.suppress(OSError):  # removed by another run

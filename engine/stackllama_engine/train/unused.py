@@ -4,6 +4,7 @@ PEFT imports bitsandbytes, and with it TorchInductor's compiler: a tenth of what
 Python's own: a module that is None in ``sys.modules`` counts as not installed.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -33,8 +34,11 @@ def needs_bitsandbytes(recipe: AnyRecipe) -> bool:
 def _may_be_quantised(model: Path) -> bool:
     if not model.exists():
         return True
-    config = model / "config.json"  # an adapter has none
+    config, adapter = model / "config.json", model / "adapter_config.json"
     try:
+        if adapter.is_file():  # its base is loaded
+            base = json.loads(adapter.read_bytes()).get("base_model_name_or_path")
+            return not base or base == str(model) or _may_be_quantised(Path(base))
         return config.is_file() and _QUANTISED in config.read_bytes()
-    except OSError:
+    except (OSError, ValueError, AttributeError, TypeError):  # the stage says what is wrong with it
         return True

@@ -18,7 +18,7 @@ from ...contract.base import find_base, read_identity
 from ...contract.chat_messages import Side
 from ...contract.chat_target import Target
 from ...contract.errors import StageError
-from ...contract.recipe import MergeRecipe, PPORecipe, SFTRecipe
+from ...contract.recipe import MergeRecipe, PPORecipe, SFTRecipe, TrainRecipe
 from ...contract.recipe_io import load_recipe
 from ...contract.run_dir import RunDir
 from ...contract.stages import Stage
@@ -114,6 +114,8 @@ def load_sides(run: RunDir, target: Target, *, cpu: bool) -> Sides:
 
 
 def _sides(run: RunDir, recipe: Any, target: Target, device: torch.device) -> Sides:
+    if isinstance(recipe, TrainRecipe):  # a chat may run without the GPU of the training
+        recipe = msgspec.structs.replace(recipe, gradient_checkpointing=False, use_liger_kernel=False)
     match recipe:
         case MergeRecipe():
             return _merged(recipe, target.path, device)
@@ -136,9 +138,8 @@ def _adapted(run: RunDir, recipe: SFTRecipe | PPORecipe, path: Path, device: tor
         why = "its weights have changed" if Path(name).exists() else "it no longer exists"
         raise StageError(f"{name} is no longer the base that {path} was trained on: {why}.")
     tokenizer = models.load_tokenizer(name, revision)
-    quiet = msgspec.structs.replace(recipe, gradient_checkpointing=False)
-    base = models.load_causal_lm(quiet, device)
-    tuned = models.add_lora(base, quiet, "CAUSAL_LM", _adapter_config(recipe, path))
+    base = models.load_causal_lm(recipe, device)
+    tuned = models.add_lora(base, recipe, "CAUSAL_LM", _adapter_config(recipe, path))
     policy = path / POLICY_FILE
     state = load_file(policy, device=str(device)) if policy.is_file() else models.adapter_weights(path, device)
     models.set_adapter_state(tuned, state, "default")

@@ -84,7 +84,7 @@ class CudaGraphs:
             current.wait_stream(self._stream)
 
     def capture(self, step: Step) -> "CudaReplay":
-        """Capture a step; other threads may go on using the device meanwhile."""
+        """Capture a step; other threads may still use the device meanwhile."""
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         # the outer context restores the stream: that of `graph` does not where the capture's end raises
         unchanged = torch.cuda.stream(torch.cuda.current_stream(self._device))

@@ -164,7 +164,7 @@ class SeparateScorer:
 
     def _encode(self, response: ResponseText) -> list[int]:
         """Encode prompt and response; a tokenizer without an end token (BERT's) wraps the text in its own."""
-        encoder, (question, text, ended, messages, _) = self._encoder, response
+        encoder, (question, text, ended, messages, *_) = self._encoder, response
         if self._whole:
             return encoder.conversation_ids(question, text.strip(), messages)
         if self._tokenizer.eos_token_id is not None:

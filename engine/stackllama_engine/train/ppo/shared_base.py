@@ -208,7 +208,7 @@ class SharedBase:
     def decode_without_graph(self, reason: str) -> None:
         """Stop decoding by CUDA graphs, because of a reason that is reported."""
         self.decoding = replace(self.decoding, static=False)
-        self.report(f"sampling goes on without a CUDA graph, which is slower: {reason}")
+        self.report(f"sampling continues without a CUDA graph, which is slower: {reason}")
 
     def hidden(
         self,
