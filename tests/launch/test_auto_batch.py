@@ -56,7 +56,7 @@ def test_an_unknown_budget_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(auto_batch, "smallest_card", lambda _: None)
     with pytest.raises(RecipeError, match="the GPU's memory is not known here; set `per_device_train_batch_size`"):
         auto_batch.resolve_batch(recipe_of(Stage.SFT, "auto"), ["0"])
-    monkeypatch.setattr(auto_batch, "model_files", lambda _: None)
+    monkeypatch.setattr(auto_batch, "model_files", lambda *_: None)
     with pytest.raises(RecipeError, match="are not on this machine to be measured; set"):
         auto_batch.resolve_batch(recipe_of(Stage.SFT, "auto", "use_cpu=true"), [])
     with pytest.raises(RecipeError, match="`per_device_train_batch_size: auto`: because; set"):
