@@ -119,6 +119,22 @@ def test_another_run_of_the_same_data_tokenises_nothing(
     assert len(list(cache.iterdir())) == 4
 
 
+def test_what_a_template_prints_is_part_of_the_key(
+    base: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The role of a special token is no part of the tokenizer's file; a template that prints the date keeps nothing."""
+    monkeypatch.setattr(tokenizing, "KEPT_FROM", 1)
+    rows = rows_of()
+    begun = PromptFormat(kind="chat", chat_template="{{ bos_token }}" + TEMPLATE)
+    one, other = encoder_of(base, begun), encoder_of(base, begun)
+    other.tokenizer.bos_token = other.tokenizer.eos_token
+    made = [tokenized(tmp_path / name, Counting(each), rows) for name, each in (("a", one), ("b", other))]
+    assert made[0] != made[1] and len(list(cache.iterdir())) == 2
+    dated = PromptFormat(kind="chat", chat_template="{{ strftime_now('%Y') }}" + TEMPLATE)
+    tokenized(tmp_path / "c", Counting(encoder_of(base, dated)), rows)
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_a_damaged_file_is_made_again(base: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizing, "KEPT_FROM", 1)
     rows, encode = rows_of(), Counting(encoder_of(base, PromptFormat()))
