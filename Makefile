@@ -30,7 +30,7 @@ quick: $(VENV)/dev-installed
 
 # Tests that take minutes: outcomes over several seeds, many model families, whole benchmarks in their tiny form.
 slow: $(VENV)/dev-installed
-	$(BIN)/pytest -n 2 --dist loadgroup -m long
+	$(BIN)/pytest -n 2 --dist loadfile -m long
 
 # Tests on this machine's NVIDIA GPU, one after the other; without one they are skipped.
 gpu: $(VENV)/dev-installed

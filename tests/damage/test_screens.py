@@ -16,7 +16,7 @@ from tests.tui.screens_kit import isolate
 from stackllama_engine.contract.run_dir import RunDir
 
 SEED = os.environ.get("STACKLLAMA_DAMAGE_SEED")
-MANY = 40
+MANY = 25
 KEYS = ("enter", "a", "e", "t", "h")
 """Monitor, samples, launch form, chat, and an unbound key."""
 
@@ -69,6 +69,7 @@ def test_the_console_survives_some_damage(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)  # ten seconds a trial beside other tests
 def test_the_console_survives_any_damage(
     template: Stock, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ from . import parts
 from .evaluate import METRICS, evaluate
 from .record_trl import EVALUATION_SEED, HERE
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.xdist_group("outcomes")]  # one set of runs
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 SCORE, KL, UTILITY = range(len(METRICS))
 LAST = 10
