@@ -11,7 +11,7 @@ from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.errors import RecipeError
 from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
-from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.recipe_io import build_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import auto_batch
@@ -68,6 +68,15 @@ def test_the_numbers_are_written_into_the_recipe(tmp_path: Path) -> None:
     assert "per_device_train_batch_size: 24" in planned.recipe_yaml
     assert "gradient_accumulation_steps: 1" in planned.recipe_yaml
     assert any("`per_device_train_batch_size: auto` is 24" in notice for notice in planned.notices)
+
+
+def test_a_later_stage_of_a_pipeline_is_tried_at_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: dict[str, Any] = {"model_name_or_path": str(DEMO_BASE), "dataset_name": "demo", "use_cpu": True}
+    recipe = build_recipe(Stage.PIPELINE, keys | {"ppo": {"per_device_train_batch_size": "auto"}})
+    plan(Home(tmp_path), recipe)
+    monkeypatch.setattr(auto_batch, "main_memory", lambda: SimpleNamespace(total=1))
+    with pytest.raises(RecipeError, match="not even a micro-batch of 1 fits into"):
+        plan(Home(tmp_path), recipe)
 
 
 def test_auto_and_a_limit_of_tokens_exclude_each_other() -> None:

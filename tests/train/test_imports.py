@@ -1,5 +1,6 @@
 """What a stage imports: nothing that it does not use."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,13 @@ def test_bitsandbytes_stays_where_weights_may_be_quantised_already(base: Path, t
     (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
     assert needs_bitsandbytes(recipe_of(tmp_path))
     assert needs_bitsandbytes(build_recipe(Stage.MERGE, {"adapter_path": str(base)}))
+
+
+@pytest.mark.parametrize(("named", "needed"), [("someone/model-bnb-4bit", True), ("base", False)])
+def test_the_base_that_a_reward_adapter_names_may_be_quantised(
+    base: Path, tmp_path: Path, named: str, needed: bool
+) -> None:
+    named = str(base) if named == "base" else named
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": named}))
+    values = {"model_name_or_path": str(base), "load_in_8bit": False, "reward_model_path": str(tmp_path)}
+    assert needs_bitsandbytes(build_recipe(Stage.PPO, values)) is needed
