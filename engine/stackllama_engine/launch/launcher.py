@@ -115,10 +115,10 @@ def plan(
     gpus = _gpus(recipe)
     request = recipe
     recipe, inputs = prepare(home, request, name)
-    recipe = resolve_batch(resolve_machine(resolve_auto(recipe, gpus), gpus), gpus)
+    recipe = _for_machine(recipe, gpus)
     if isinstance(recipe, PipelineRecipe):  # what a later stage would refuse
         for stage in training_stages(recipe):
-            resolve_batch(resolve_machine(stage, gpus), gpus)
+            _for_machine(stage, gpus)
     run_dir = home.runs_dir / (name or _ANY_RUN)
     return Plan(
         home=home,
@@ -177,6 +177,11 @@ def launch(planned: Plan) -> RunDir:
     return run
 
 
+def _for_machine(recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
+    """Return a recipe with what this machine decides: precision, checkpointing, processes and the batch that fits."""
+    return resolve_batch(resolve_machine(resolve_auto(recipe, gpus), gpus), gpus)
+
+
 def _check_still_holds(planned: Plan) -> None:
     """Refuse a plan that the machine has overtaken: minutes may lie between it and its launch.
 
@@ -187,7 +192,7 @@ def _check_still_holds(planned: Plan) -> None:
     if tuple(gpus) != planned.gpus:
         raise RefusedError("The visible GPUs have changed since this launch was planned. Launch it again.")
     recipe, _ = prepare(planned.home, planned.request, planned.name)
-    if resolve_batch(resolve_machine(resolve_auto(recipe, gpus), gpus), gpus) != planned.recipe:
+    if _for_machine(recipe, gpus) != planned.recipe:
         raise RefusedError("What the recipe's inputs name has changed since this launch was planned. Launch it again.")
     for function in reward_functions(planned.recipe):
         if function not in planned.functions:
