@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.llama_7b import LLAMA_7B
 
 from stackllama_engine.budget.calibration import Kind, Row, add_row
 from stackllama_engine.contract.run_dir import Home, RunDir
@@ -20,16 +21,6 @@ from stackllama_engine.launch.machine_check import package_versions
 from stackllama_engine.launch.main_memory import MainMemory
 
 ROOT = Path(__file__).resolve().parents[2]
-LLAMA_7B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "intermediate_size": 11008,
-    "vocab_size": 32000,
-    "dtype": "float16",
-    "tie_word_embeddings": False,
-}
 WORDS = ("load_in_8bit=true", "lora_r=16", "per_device_train_batch_size=4", "max_length=1024")
 
 

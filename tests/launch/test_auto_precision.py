@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.llama_7b import LLAMA_7B
 
 from stackllama_engine.contract.errors import RecipeError, RefusedError
 from stackllama_engine.contract.recipe import AnyRecipe, PipelineRecipe, SFTRecipe
@@ -17,16 +18,6 @@ from stackllama_engine.launch.auto_precision import refuse_auto, resolve_auto
 from stackllama_engine.launch.gpus import Card
 
 GIB = 1 << 30
-LLAMA_7B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "intermediate_size": 11008,
-    "vocab_size": 32000,
-    "dtype": "float16",
-    "tie_word_embeddings": False,
-}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.llama_7b import LLAMA_7B
 
 from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.events import EventWriter
@@ -24,16 +25,6 @@ from stackllama_engine.launch.shutdown import Patience
 from .conftest import Runs
 
 GIB = 1 << 30
-LLAMA_7B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "intermediate_size": 11008,
-    "vocab_size": 32000,
-    "dtype": "float16",
-    "tie_word_embeddings": False,
-}
 CUDA = (
     "(CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of {} of which 18.06 MiB is free. "
     "Including non-PyTorch memory, this process has 11.66 GiB memory in use.)"

@@ -1,8 +1,7 @@
 """Content of the budget panel: this machine's memory against the engine's estimate, in every stage."""
 
-from typing import Any
-
 import pytest
+from tests.llama_7b import LLAMA_7B
 
 from stackllama_console.readers.budget_view import (
     BudgetView,
@@ -24,16 +23,6 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 
 GIB = 1 << 30
-CONFIG: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "intermediate_size": 11008,
-    "vocab_size": 32000,
-    "dtype": "float16",
-    "tie_word_embeddings": False,
-}
 REQUIRED = {
     Stage.SFT: ["model_name_or_path=x"],
     Stage.REWARD: ["model_name_or_path=x"],
@@ -46,7 +35,7 @@ RAM = Memory("RAM", 64 * GIB, 48 * GIB)
 
 @pytest.fixture
 def llama() -> Architecture:
-    return architecture_of(CONFIG, "llama-7b", "config.json", frozenset())
+    return architecture_of(LLAMA_7B, "llama-7b", "config.json", frozenset())
 
 
 def recipe(stage: Stage, *overrides: str) -> AnyRecipe:
@@ -210,7 +199,12 @@ def test_what_runs_measured_narrows_the_range_and_the_note_says_so(llama: Archit
 
 
 def test_where_no_change_is_enough_it_is_known_whether_all_together_are() -> None:
-    big = CONFIG | {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "intermediate_size": 28672}
+    big = LLAMA_7B | {
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "intermediate_size": 28672,
+    }
     llama_70b = architecture_of(big, "llama-70b", "config.json", frozenset())
     view = build_view(recipe(Stage.SFT), llama_70b, [gpu(8)], RAM)
     assert len(view.offers) > 1 and {offer.fits for offer in view.offers} == {"no"} and view.together == "no"
@@ -236,7 +230,7 @@ def test_all_together_may_do_what_none_does_alone(llama: Architecture, monkeypat
 
 @pytest.mark.parametrize("stage", [Stage.SFT, Stage.REWARD, Stage.PPO, Stage.PIPELINE])
 def test_an_unknown_memory_shows_no_number_that_could_be_taken_for_it(stage: Stage) -> None:
-    strange = architecture_of(CONFIG | {"kv_lora_rank": 512}, "m", "config.json", frozenset())
+    strange = architecture_of(LLAMA_7B | {"kv_lora_rank": 512}, "m", "config.json", frozenset())
     view = build_view(recipe(stage), strange, [gpu(80000)], Memory("RAM", 1 << 50, 1 << 50))
     assert (view.verdict, view.parts, view.device, view.rules, view.offers) == ("unknown", (), (0, 0), (), ())
     assert view.reason.startswith("at least ") and view.least and "`kv_lora_rank`" in view.caveat
@@ -247,7 +241,7 @@ def test_an_unknown_memory_shows_no_number_that_could_be_taken_for_it(stage: Sta
 
 
 def test_a_mixture_in_8_bits_says_how_it_can_be_known() -> None:
-    config = CONFIG | {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
+    config = LLAMA_7B | {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
     mixture = architecture_of(config, "m", "config.json", frozenset())
     view = build_view(recipe(Stage.SFT), mixture, [gpu(80)], RAM)
     assert view.verdict == "unknown" and "`base_precision: bf16`" in view.caveat and not view.least
