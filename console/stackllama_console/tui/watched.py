@@ -16,7 +16,7 @@ from stackllama_engine.contract.stages import Stage
 from ..eval_summary import conditions_of
 from ..readers.foreign import open_foreign
 from ..readers.logs import LogReader
-from ..readers.machine import Machine, is_local
+from ..readers.machine import Machine, describe, is_local
 from ..readers.pipeline_reader import PipelineReader
 from ..readers.protocol import Reader
 from ..readers.run_reader import RunReader
@@ -191,7 +191,7 @@ class Watched:
         if not is_local(launch):
             self.note = f"runs on {launch.host}: its GPUs and CPU are not visible from here"
             return ""
-        return self._machine.line(run.path)
+        return describe(self._machine.read(run.path))
 
 
 def watch_run(home: Home, run_id: str) -> Watched:
