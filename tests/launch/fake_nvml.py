@@ -67,7 +67,7 @@ class FakeNvml:
 
     def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
         self._may("utilisation")
-        return SimpleNamespace(gpu=90 + handle, memory=1)
+        return SimpleNamespace(gpu=90 + handle % 10, memory=1)
 
     def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
         self._may("power")

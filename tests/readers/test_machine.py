@@ -16,7 +16,7 @@ from tests.launch.conftest import Clock
 from tests.launch.fake_nvml import FakeNvml
 
 from stackllama_console.readers import machine
-from stackllama_console.readers.machine import Machine, MachineReading, describe, is_local
+from stackllama_console.readers.machine import Machine, MachineReading, describe, is_local, summary_of
 from stackllama_engine.contract.run_dir import Launch
 from stackllama_engine.launch import nvml
 from stackllama_engine.launch.nvml import Faults, GpuReading
@@ -67,9 +67,10 @@ def test_gpu_line_shows_every_value(gpus: FakeNvml, tmp_path: Path, clock: Clock
         )
     ]
     assert found.note is None and found.error is None
-    assert describe(found).startswith(
-        "GPU 0 90 % 10.0 GiB of 80.0 GiB 60 °C 312 of 400 W (SW power cap; HW thermal slowdown)  RAM "
+    assert summary_of(found.gpus) == (
+        "GPU 0 90 % 10.0 GiB of 80.0 GiB 60 °C 312 of 400 W (SW power cap; HW thermal slowdown)"
     )
+    assert describe(found).startswith("RAM ")
 
 
 def test_values_that_nvml_lacks_are_none(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
@@ -82,13 +83,13 @@ def test_values_that_nvml_lacks_are_none(gpus: FakeNvml, tmp_path: Path, clock: 
     assert gpu == GpuReading(index=0, name="bytes", slowed=slowed, faults=Faults(index=0, slowed=slowed))
     gpus.refused["old reasons"] = pynvml.NVML_ERROR_NO_PERMISSION
     found = Machine(tmp_path, clock).read()
-    assert found.gpus[0].slowed == [] and found.error is None and describe(found).startswith("GPU 0  RAM ")
+    assert found.gpus[0].slowed == [] and found.error is None and summary_of(found.gpus) == "GPU 0"
 
 
 def test_many_gpus_are_one_summary(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
     gpus.count = 8
-    text = describe(Machine(tmp_path, clock).read())
-    assert text.startswith("8 GPUs 90-97 % 108.0 GiB of 640.0 GiB up to 67 °C 2499 W  RAM ")
+    text = summary_of(Machine(tmp_path, clock).read().gpus)
+    assert text == "8 GPUs 90-97 % 108.0 GiB of 640.0 GiB up to 67 °C 2499 W"
 
 
 def test_no_driver_is_a_note(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -212,16 +212,9 @@ def _free(path: Path) -> int | None:
     return None
 
 
-def describe(reading: MachineReading, *, gpus: bool = True) -> str:
-    """Return one line: GPUs, CPU, memory, what the run takes, what is wrong.
-
-    Args:
-        reading: of the machine.
-        gpus: name the GPUs; False where they are shown by themselves.
-    """
+def describe(reading: MachineReading) -> str:
+    """Return one line: CPU, memory, what the run takes, what is wrong. GPUs have :mod:`..gpu_lines`."""
     parts: list[str] = []
-    if gpus and reading.gpus:
-        parts = [_gpu(gpu) for gpu in reading.gpus] if len(reading.gpus) <= _FEW else [_gpus(reading.gpus)]
     if reading.note is not None:
         parts.append("no GPU")
     if reading.cpu is not None:
@@ -234,6 +227,11 @@ def describe(reading: MachineReading, *, gpus: bool = True) -> str:
         parts.append(f"this run {size(reading.run_memory)}{of}{cpu}")
     parts += [text for text in (reading.error,) if text]
     return "  ".join(parts)
+
+
+def summary_of(gpus: Sequence[GpuReading]) -> str:
+    """Return GPUs in one line."""
+    return "  ".join(_gpu(gpu) for gpu in gpus) if len(gpus) <= _FEW else _gpus(gpus)
 
 
 def _gpu(gpu: GpuReading) -> str:
@@ -250,7 +248,7 @@ def _gpu(gpu: GpuReading) -> str:
     return " ".join(words) + (f" ({'; '.join(gpu.slowed)})" if gpu.slowed else "")
 
 
-def _gpus(gpus: list[GpuReading]) -> str:
+def _gpus(gpus: Sequence[GpuReading]) -> str:
     """Return many GPUs in one text: the least and the most busy, the hottest, all memory and power together."""
     words = [f"{len(gpus)} GPUs"]
     if rates := [gpu.utilisation for gpu in gpus if gpu.utilisation is not None]:

@@ -14,7 +14,7 @@ _SECONDS = 1.0  # that the supervisor waits for NVML, once; it continues and tak
 _SILENT_SECONDS = 30.0  # without an answer, after which a notice is written
 _SAME_SECONDS = 600.0  # between two notices about one GPU being slowed for one reason
 _POLLS = 2  # for which a GPU must be slowed: for a moment is ordinary
-_XIDS = {
+XIDS = {
     13: "graphics engine exception",
     31: "GPU memory page fault",
     43: "GPU stopped processing",
@@ -140,7 +140,7 @@ class GpuWatch:
         return [self.serious]
 
     def _xid(self, index: int, number: int) -> str:
-        self.serious = f"GPU {index}: Xid {number}" + (f", {_XIDS[number]}." if number in _XIDS else ".")
+        self.serious = f"GPU {index}: Xid {number}" + (f", {XIDS[number]}." if number in XIDS else ".")
         return self.serious
 
     def _compare(self, now: Faults) -> list[str]:

@@ -26,6 +26,8 @@ _SLOWED = {
 """Clocks event reasons, as `nvidia-smi` names them. Idle and application clocks are no reason for a notice."""
 _ABNORMAL = 0x08 | 0x20 | 0x40 | 0x80
 """All but the power cap, which is ordinary."""
+ORDINARY = frozenset({_SLOWED[0x04]})
+"""Reasons of :attr:`GpuReading.slowed` that a busy GPU has without anything being wrong."""
 
 
 class Gpu(Struct):

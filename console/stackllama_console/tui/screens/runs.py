@@ -93,6 +93,7 @@ class RunsScreen(ConsoleScreen):
         Binding("D", "run('delete')", "delete", id="runs.delete", show=False),
         Binding("z", "fold", "fold / unfold pipeline", id="runs.fold", show=False),
         Binding("o", "attach", "open another trainer's run", id="runs.attach", show=False),
+        Binding("u", "gpus", "show GPUs", id="runs.gpus", show=False),
         Binding("slash", "filter", "filter", id="runs.filter", key_display="/"),
     ]
     DEFAULT_CSS = """
@@ -328,6 +329,10 @@ class RunsScreen(ConsoleScreen):
             self.console_app.open_run(self.row.id)
         elif self.row:
             self.say(self.row.error or "", error=True)
+
+    def action_gpus(self) -> None:
+        """Open the view of the GPUs."""
+        self.console_app.open_gpus()
 
     def action_launch(self) -> None:
         """Open the launch form."""
