@@ -112,7 +112,7 @@ class Comparison:
         telling += [metric.name for stage in stages for metric in metrics_of(stage)]
         rank = {name: place for place, name in reversed(list(enumerate(telling)))}
         shared = [name for name, count in counts.items() if count >= min(2, len(self.sides))]
-        return sorted(shared, key=lambda name: (rank.get(name, len(telling)), name.startswith("time/"), name))
+        return sorted(shared, key=lambda name: (rank.get(name, len(telling)), name.startswith(("time/", "gpu/")), name))
 
 
 def read_facts(reader: RunReader, stage: Stage) -> Facts:
