@@ -155,7 +155,7 @@ def test_the_gpu_that_the_verdict_is_about_is_drawn_and_named() -> None:
     assert "8 × A  80.0 GiB, GPU 7: 5.0 GiB free" in lines and sum("┃" in line for line in lines) == 1
     assert line_with(lines, "┃").count("×") >= 45, "75 of its 80 GiB are taken"
     other = (*same[:1], Memory("B", 80 * GIB, 5 * GIB, "GPU 1"))
-    lines = drawn(view(memories=other, parts=()), (80, 6))
+    lines = drawn(view(memories=other, parts=()), (80, 8))
     assert "GPU 1 B  80.0 GiB, 5.0 GiB free" in lines and line_with(lines, "┃").count("×") >= 45
     assert "GPU 0 A  80.0 GiB, 80.0 GiB free" in drawn(view(memories=same[:1], parts=()))
 
