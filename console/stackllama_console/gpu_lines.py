@@ -23,7 +23,7 @@ _COOL, _HOT = 30, 90  # °C at the ends of the heat strip
 _FIXED = 52  # cells of a row besides its two bars, and its clocks and errors
 _STATE = 14  # cells for clocks and errors that a row has at least
 _TAIL, _CLOCK = 35, 20  # cells of a block's first line behind its bar, without the clock, and what that takes
-_WORDS = 50  # cells of a block's second line behind its bar
+_WORDS = 54  # cells of a block's second line behind its bar
 
 
 class Glyphs(Struct, frozen=True):
@@ -121,22 +121,31 @@ def _blocks(view: GpuView, width: int, glyphs: Glyphs) -> list[Line]:
         tail = "  ".join(filter(None, (_celsius(gpu), _watts(gpu), clock, _cap(gpu))))
         lines.append([*head, *_bar(gpu.utilisation, 100, bar, glyphs), (f"  {tail}", "")])
         bar = max(4, min(48, width - len(label) - _WORDS))
-        lines.append([(" " * len(label), ""), *_memory_bar(view, gpu, bar, glyphs), ("  ", ""), *_memory(view, [gpu])])
+        lines.append(
+            [(" " * len(label), ""), *_memory_bar(view, gpu, bar, glyphs), ("  ", ""), *_memory(view, [gpu], glyphs)]
+        )
     return lines + _attention(view)
 
 
-def _memory(view: GpuView, gpus: Sequence[GpuReading]) -> Line:
-    """Return the memory of GPUs in words: what the processes hold, what others do, what there is."""
+def _memory(view: GpuView, gpus: Sequence[GpuReading], glyphs: Glyphs | None = None) -> Line:
+    """Return the memory of GPUs in words: what the processes hold, what others do, what there is.
+
+    Args:
+        view: of all GPUs.
+        gpus: those that are meant.
+        glyphs: of the bar that this is the legend of.
+    """
     known = [gpu.memory_used for gpu in gpus if gpu.memory_used is not None]
     total = sum(gpu.memory_total or 0 for gpu in gpus)
     of = f" of {size(total)}" if total else ""
     if not known:
         return [("memory unknown", "dim")]
     ours = sum(gpu.held_by(view.pids) for gpu in gpus)
+    own, rest = (f"{glyphs.ours} ", f"{glyphs.others} ") if glyphs else ("", "")
     if not _is_ours_known(view):
-        return [(f"used {size(sum(known))}", "others"), (of, "")]
-    mine: Line = [(f"{view.whose} {size(ours)}", "ours"), (" + ", "")] if ours else []
-    return [*mine, (f"others {size(max(0, sum(known) - ours))}", "others"), (of, "")]
+        return [(f"{rest}used {size(sum(known))}", "others"), (of, "")]
+    mine: Line = [(f"{own}{view.whose} {size(ours)}", "ours"), (" + ", "")] if ours else []
+    return [*mine, (f"{rest}others {size(max(0, sum(known) - ours))}", "others"), (of, "")]
 
 
 def _is_ours_known(view: GpuView) -> bool:
@@ -163,9 +172,10 @@ def _names(view: GpuView) -> Line:
 def _rows(view: GpuView, width: int, glyphs: Glyphs) -> list[Line]:
     bar = max(4, min(20, (width - _FIXED - _STATE) // 2))
     whose, others = (view.whose, "others") if _is_ours_known(view) else ("", "used")
-    memory = f"{'memory':{bar}} {whose:>9} {others:>9}"
-    head = f"GPU  {'util':{bar + 6}}  {memory}  {'temp':>5} {'power':>9}  clocks, errors"
-    lines: list[Line] = [[(head, "dim")]]
+    whose, others = whose and f"{glyphs.ours}{whose}", f"{glyphs.others}{others}"
+    head: Line = [(f"GPU  {'util':{bar + 6}}  {'memory':{bar}} ", "dim"), (f"{whose:>9}", "ours")]
+    head += [(f" {others:>9}", "others"), (f"  {'temp':>5} {'power':>9}  clocks, errors", "dim")]
+    lines: list[Line] = [head]
     is_cut = False
     for gpu in view.gpus:
         ours = gpu.held_by(view.pids)

@@ -27,7 +27,7 @@ def test_one_gpu_is_a_block_of_two_lines(gpus: FakeNvml) -> None:
     gpus.bits = 0x4
     first, second = text(gpu_lines(read(gpus, 1), 78))
     assert first == "GPU 0  NVIDIA H200   90 % ███████████████░░  60 °C  312 of 400 W  SW power cap"
-    assert second == "       ▒▒▒░░░░░░░░░░░░░░░░░░  this run 1.0 GiB + others 9.0 GiB of 80.0 GiB"
+    assert second == "       ▒▒░░░░░░░░░░░░░░░  █ this run 1.0 GiB + ▒ others 9.0 GiB of 80.0 GiB"
     wide = text(gpu_lines(read(gpus, 1), 120))
     assert wide[0].endswith("60 °C  312 of 400 W  1,755 of 1,980 MHz  SW power cap")
 
@@ -41,7 +41,7 @@ def test_a_name_stands_once(gpus: FakeNvml) -> None:
 def test_eight_gpus_have_a_row_each(gpus: FakeNvml) -> None:
     names, head, *rows = text(gpu_lines(read(gpus, 8), 78))
     assert names == "8 × NVIDIA H200, 80.0 GiB" and len(rows) == 8
-    assert head == "GPU  util          memory  this run    others   temp     power  clocks, errors"
+    assert head == "GPU  util          memory █this run   ▒others   temp     power  clocks, errors"
     assert rows[7] == "  7   97 % ██████  ▒░░░░░   1.0 GiB  16.0 GiB  67 °C 312/400 W"
 
 
