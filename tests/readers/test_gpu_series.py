@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from stackllama_console.readers.chart_sets import ChartSet, charts_for, curves_of, labels_for
+from stackllama_console.readers.comparison import Comparison
 from stackllama_console.readers.run_reader import RunReader
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.gpu_metrics import GPU_FILE
-from stackllama_engine.contract.run_dir import RunDir
+from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 
 GIB = 1 << 30
@@ -74,6 +75,15 @@ def test_many_have_lowest_mean_and_highest(make_run: Callable[..., RunDir], coun
         "highest": 20 + count - 1,
     }
     assert reader.series["gpu/7/utilization"].last == 27
+
+
+def test_a_comparison_has_one_chart_per_quantity_of_many_gpus(home: Home, make_run: Callable[..., RunDir]) -> None:
+    for name in ("one", "two"):
+        record(make_run(name=name), 1, 2, gpus=8)
+    comparison = Comparison(home, ["one", "two"])
+    comparison.poll()
+    words = ("highest", "lowest", "mean")
+    assert comparison.metrics() == [f"gpu/{word}/{what}" for word in words for what in ("memory", "utilization")]
 
 
 def test_charts_of_gpus_come_after_the_stages_own(make_run: Callable[..., RunDir]) -> None:

@@ -1,5 +1,6 @@
 """What the supervisor recorded of a run's GPUs, as series over steps."""
 
+from collections.abc import Iterable
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
@@ -65,6 +66,13 @@ class GpuSeries:
         is_number = isinstance(position, int | float) and isfinite(position) and abs(position) < _FAR
         place = float(position) if is_number else float(record.step)
         self._columns.add(place, record.metrics | _spread(record.metrics))
+
+
+def without_each(names: Iterable[str]) -> list[str]:
+    """Leave out the metrics of single GPUs of which there is lowest, mean and highest."""
+    every = list(names)
+    have = set(every)
+    return [name for name in every if (of := gpu_of(name)) is None or gpu_metric(SPREAD[0], of[1]) not in have]
 
 
 def _spread(metrics: dict[str, float | None]) -> dict[str, float | None]:
