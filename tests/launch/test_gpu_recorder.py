@@ -16,8 +16,9 @@ from stackllama_engine.launch.nvml import Faults, GpuReading
 from stackllama_engine.launch.processes import identify
 from stackllama_engine.launch.watch import Watch
 
-from .conftest import Clock
+from .conftest import Clock, Runs, wait_for
 from .fake_nvml import GIB, FakeNvml
+from .hanging_nvml import GPUS, install
 
 
 def gpu(index: int = 0, utilisation: int | None = 80, degrees: int = 50, held: int = GIB) -> GpuReading:
@@ -173,3 +174,16 @@ def test_a_run_on_the_cpu_records_no_gpu(gpus: FakeNvml, run: RunDir, clock: Clo
     watching.poll()
     watching.end()
     assert not (run.attempt_dir(1) / GPU_FILE).exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("count", [1, 8])
+def test_the_real_supervisor_records(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    for name, value in (install(tmp_path / "nvml") | {GPUS: str(count)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("STACKLLAMA_STALL_LOAD", "4")  # polls every 0.2 s
+    run = runs.start("trains")
+    wait_for(lambda: (run.attempt_dir(1) / GPU_FILE).exists() and bool(written(run.attempt_dir(1))))
+    (record, *_) = written(run.attempt_dir(1))
+    assert record.step == 1 and record.metrics["gpu/0/power"] == 312.4
+    assert {of[0] for name in record.metrics if (of := gpu_of(name))} == set(range(count))
