@@ -106,7 +106,11 @@ def test_without_gpus_their_screen_says_so(alive: Home, gpus: FakeNvml) -> None:
 
     async def script(shown: Shown) -> None:
         await shown.until(lambda: shown.front.index.rows)
+        await shown.press("n")
+        await shown.reaches("LaunchScreen")
         await shown.press("u")
         await shown.shows("no GPU; runs use the CPU")
+        await shown.press("escape")
+        assert shown.name == "LaunchScreen"
 
     run_app(alive, script)

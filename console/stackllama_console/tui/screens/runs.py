@@ -330,10 +330,6 @@ class RunsScreen(ConsoleScreen):
         elif self.row:
             self.say(self.row.error or "", error=True)
 
-    def action_gpus(self) -> None:
-        """Open the view of the GPUs."""
-        self.console_app.open_gpus()
-
     def action_launch(self) -> None:
         """Open the launch form."""
         self.console_app.open_launch()
