@@ -70,7 +70,7 @@ def invented(count: int) -> FakeNvml:
 
 
 def make_run(home: Path, count: int) -> int:
-    """Write a PPO run that seems to be at work here; return its lock."""
+    """Write a PPO run that seems to be running here; return its lock."""
     from stackllama_engine.contract.events import EventWriter
     from stackllama_engine.contract.gpu_metrics import GPU_FILE, gpu_metric
     from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe

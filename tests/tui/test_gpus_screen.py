@@ -22,7 +22,7 @@ __all__ = ["gpus"]
 
 @pytest.fixture
 def alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
-    """Yield a home with a run at work on this machine, whose GPUs are read at every poll."""
+    """Yield a home with a run that is running on this machine, whose GPUs are read at every poll."""
     home = isolate(tmp_path, monkeypatch)
     monkeypatch.setattr(watched_module, "_MACHINE_SECONDS", 0.0)
     run = make_run(home, Stage.PPO, "alive", phase="running")

@@ -38,7 +38,7 @@ class Update(Struct, frozen=True, kw_only=True):
     """The log, when it has new lines or is another one."""
     machine: str = ""
     gpus: GpuView | None = None
-    """The GPUs that the run may use; None where it is not at work here, or there are none."""
+    """The GPUs that the run may use; None where it is not running here, or there are none."""
 
 
 class Watched:
