@@ -65,7 +65,7 @@ def facts(reading: MachineReading, processes: tuple[GpuProcess, ...]) -> dict[st
 def _lines(reading: MachineReading, processes: tuple[GpuProcess, ...], ascii_only: bool) -> list[Line]:
     pids = frozenset(one.pid for one in processes if one.run)
     view = GpuView(gpus=tuple(reading.gpus), pids=pids, whose="runs", xids=reading.xids)
-    width = shutil.get_terminal_size((_WIDE, 24)).columns if sys.stdout.isatty() else _WIDE
+    width = shutil.get_terminal_size((_WIDE, 24)).columns - 1 if sys.stdout.isatty() else _WIDE
     lines = gpu_lines(view, width, glyphs=ASCII if ascii_only else UNICODE)
     if processes:
         lines += [[], *process_lines(processes)]
