@@ -106,6 +106,11 @@ def _attempt(run: RunDir, attempt: int, phase: str, recipe: str) -> None:
     health = EventWriter(folder / "health.jsonl")
     health.write("health", data={"message": "Disk space is low"})
     health.close()
+    gpus = EventWriter(folder / "gpus.jsonl")
+    for step in range(1, 5):
+        metrics = {f"gpu/{index}/power": 300.0 + index for index in range(8)}
+        gpus.write("metrics", step=step, metrics=metrics, data={"position": step + 0.5})
+    gpus.close()
     (folder / "log.txt").write_text("loading\n 10%\r 20%\ntraining\nlast words\n")
     (folder / "stacks.txt").write_text("pid 1\n  main\n")
     (folder / "restart.json").write_text(json.dumps({"per_device_train_batch_size": 1}))

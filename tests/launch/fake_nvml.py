@@ -20,6 +20,7 @@ class FakeNvml:
     NVML_TEMPERATURE_GPU = 0
     NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
     NVML_VOLATILE_ECC = 0
+    NVML_CLOCK_SM = 1
     NVML_ERROR_TIMEOUT = 10
     nvmlEventTypeXidCriticalError = 8
 
@@ -66,7 +67,7 @@ class FakeNvml:
 
     def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
         self._may("utilisation")
-        return SimpleNamespace(gpu=90 + handle, memory=1)
+        return SimpleNamespace(gpu=90 + handle % 10, memory=1)
 
     def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
         self._may("power")
@@ -79,6 +80,14 @@ class FakeNvml:
     def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
         self._may("temperature")
         return 60 + handle
+
+    def nvmlDeviceGetClockInfo(self, handle: int, kind: int) -> int:
+        self._may("clock")
+        return 1755 - handle
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: int, kind: int) -> int:
+        self._may("clock")
+        return 1980
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: int) -> int:
         self._may("reasons")

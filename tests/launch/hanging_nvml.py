@@ -1,5 +1,7 @@
 """A stand-in for NVML in processes that a test starts: it answers a number of calls, and the next one hangs.
 
+Without such a number it answers all; :data:`GPUS` says how many GPUs there are.
+
 The folder that :func:`install` makes goes into ``PYTHONPATH``; its ``sitecustomize`` is imported by every Python.
 """
 
@@ -8,6 +10,10 @@ from pathlib import Path
 
 CALLS = "STACKLLAMA_TEST_NVML_CALLS"
 """Variable: how many calls are answered."""
+GPUS = "STACKLLAMA_TEST_NVML_GPUS"
+"""Variable: how many GPUs there are; one without it."""
+PID = "STACKLLAMA_TEST_NVML_PID"
+"""Variable: the process that holds memory on each of them; 1 without it."""
 REACHED = "STACKLLAMA_TEST_NVML_REACHED"
 """Variable: a file that the hanging call touches, with the pid of its process."""
 
@@ -19,7 +25,8 @@ spec = importlib.util.spec_from_file_location("fake_nvml", {fake!r})
 fake_nvml = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fake_nvml)
 fake, calls = fake_nvml.FakeNvml(), [int(os.environ.get({calls!r}, "1000000000"))]
-fake.pid = 1
+fake.pid = int(os.environ.get({pid!r}, "1"))
+fake.count = int(os.environ.get({gpus!r}, "1"))
 
 
 def hanging(function):
@@ -46,7 +53,7 @@ def install(folder: Path) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     fake = Path(__file__).with_name("fake_nvml.py")
     reached = folder / "reached"
-    code = _CODE.format(fake=str(fake), calls=CALLS, reached=REACHED)
+    code = _CODE.format(fake=str(fake), calls=CALLS, reached=REACHED, gpus=GPUS, pid=PID)
     (folder / "sitecustomize.py").write_text(code)
     path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     return {"PYTHONPATH": path, REACHED: str(reached)}

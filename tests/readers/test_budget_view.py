@@ -13,6 +13,7 @@ from stackllama_console.readers.budget_view import (
     parameters_of_name,
 )
 from stackllama_console.readers.form import Form
+from stackllama_console.tui.widgets.budget_bar import groups, memory_label
 from stackllama_engine.budget import fit
 from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.calibration import Calibration, Kind, Row
@@ -248,3 +249,17 @@ def test_a_mixture_in_8_bits_says_how_it_can_be_known() -> None:
     known = build_view(recipe(Stage.SFT, "load_in_8bit=false", "dtype=bfloat16"), mixture, [gpu(40)], RAM)
     assert known.verdict in ("tight", "no")
     assert not [one for one in known.offers if "base_precision" in one.changes]
+
+
+@pytest.mark.parametrize("stage", [Stage.SFT, Stage.REWARD, Stage.PPO, Stage.PIPELINE])
+def test_the_verdict_and_the_bar_are_of_the_same_gpu(stage: Stage, llama: Architecture) -> None:
+    """Of eight GPUs the last is nearly full: whatever the stage, it decides, and it is the one that is drawn."""
+    free = [79.0] * 7 + [3.0]
+    gpus = [Memory("A GPU", 80 * GIB, int(each * GIB), f"GPU {index}") for index, each in enumerate(free)]
+    view = build_view(recipe(stage), llama, gpus, RAM)
+    assert view.verdict in ("tight", "no") and "3.0 GiB" in view.reason
+    drawn = groups(view.memories)[0]
+    assert "GPU 7: 3.0 GiB free" in memory_label(drawn, 80)
+    if stage is not Stage.PIPELINE:
+        asked = build_view(recipe(stage, "num_processes=1"), llama, gpus, RAM)
+        assert memory_label(groups(asked.memories)[0], 80).startswith("GPU 0 A GPU") and asked.note == "1 of 8 GPUs"

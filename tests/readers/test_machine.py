@@ -16,10 +16,10 @@ from tests.launch.conftest import Clock
 from tests.launch.fake_nvml import FakeNvml
 
 from stackllama_console.readers import machine
-from stackllama_console.readers.machine import Machine, MachineReading, describe, is_local
+from stackllama_console.readers.machine import Machine, MachineReading, describe, is_local, summary_of
 from stackllama_engine.contract.run_dir import Launch
 from stackllama_engine.launch import nvml
-from stackllama_engine.launch.nvml import GpuReading
+from stackllama_engine.launch.nvml import Faults, GpuReading
 from stackllama_engine.launch.process_marks import RUN_MARK
 
 GIB = 1 << 30
@@ -59,31 +59,37 @@ def test_gpu_line_shows_every_value(gpus: FakeNvml, tmp_path: Path, clock: Clock
             temperature=60,
             power=312.4,
             power_limit=400.0,
+            clock=1755,
+            clock_max=1980,
             slowed=["SW power cap", "HW thermal slowdown"],
+            faults=Faults(index=0, uncorrected=0, remapped=0, slowed=["HW thermal slowdown"]),
+            processes={os.getpid(): GIB, 4: 2 * GIB, 5: None},
         )
     ]
     assert found.note is None and found.error is None
-    assert describe(found).startswith(
-        "GPU 0 90 % 10.0 GiB of 80.0 GiB 60 °C 312 of 400 W (SW power cap; HW thermal slowdown)  RAM "
+    assert summary_of(found.gpus) == (
+        "GPU 0 90 % 10.0 GiB of 80.0 GiB 60 °C 312 of 400 W (SW power cap; HW thermal slowdown)"
     )
+    assert describe(found).startswith("RAM ")
 
 
 def test_values_that_nvml_lacks_are_none(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
-    for name in ("memory", "utilisation", "power", "limit", "temperature", "processes"):
+    for name in ("memory", "utilisation", "power", "limit", "temperature", "processes", "clock", "ecc", "rows"):
         gpus.refused[name] = pynvml.NVML_ERROR_NOT_SUPPORTED
     gpus.refused["reasons"] = pynvml.NVML_ERROR_FUNCTION_NOT_FOUND
     gpus.bits, gpus.name = 0x80, b"bytes"
     (gpu,) = Machine(tmp_path, clock).read().gpus
-    assert gpu == GpuReading(index=0, name="bytes", slowed=["HW power brake"])  # by the older function's name
+    slowed = ["HW power brake"]  # by the older function's name
+    assert gpu == GpuReading(index=0, name="bytes", slowed=slowed, faults=Faults(index=0, slowed=slowed))
     gpus.refused["old reasons"] = pynvml.NVML_ERROR_NO_PERMISSION
     found = Machine(tmp_path, clock).read()
-    assert found.gpus[0].slowed == [] and found.error is None and describe(found).startswith("GPU 0  RAM ")
+    assert found.gpus[0].slowed == [] and found.error is None and summary_of(found.gpus) == "GPU 0"
 
 
 def test_many_gpus_are_one_summary(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
     gpus.count = 8
-    text = describe(Machine(tmp_path, clock).read())
-    assert text.startswith("8 GPUs 90-97 % 108.0 GiB of 640.0 GiB up to 67 °C 2499 W  RAM ")
+    text = summary_of(Machine(tmp_path, clock).read().gpus)
+    assert text == "8 GPUs 90-97 % 108.0 GiB of 640.0 GiB up to 67 °C 2499 W"
 
 
 def test_no_driver_is_a_note(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
@@ -126,11 +132,19 @@ def test_vanished_nvml_is_reported_until_it_is_back(gpus: FakeNvml, tmp_path: Pa
     assert gpus.closed == 2
 
 
-def test_nvml_read_returns_memory_of_the_given_processes(gpus: FakeNvml) -> None:
+def test_memory_held_by_some_processes(gpus: FakeNvml) -> None:
     ours = nvml.Nvml()
     ours.open()
-    assert ours.read([os.getpid(), 5])[0].processes == {os.getpid(): GIB}
-    assert ours.read()[0].processes == {}
+    (gpu,) = ours.read()
+    assert gpu.held_by([os.getpid(), 5]) == GIB and gpu.held_by([os.getpid(), 4]) == 3 * GIB and gpu.held_by([]) == 0
+
+
+def test_the_newest_xid_of_each_gpu_is_kept(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
+    gpus.count = 2
+    watched = Machine(tmp_path, clock)
+    assert watched.read().xids == {} and gpus.registered == [0, 1]
+    gpus.reported = [(1, 13), (1, 79)]
+    assert watched.read().xids == {1: 79} and watched.read().xids == {1: 79}
 
 
 def test_find_gpus_closes_nvml_and_reports_its_error(gpus: FakeNvml) -> None:
@@ -174,9 +188,10 @@ def test_processes_of_a_run_are_measured(
     watched = Machine(tmp_path, clock)
     found = watched.read(run)
     assert found.run_processes == 1 and found.run_memory is not None and 1 << 20 < found.run_memory < GIB
-    assert found.run_cpu is None and found.gpus[0].processes == {}
+    assert found.run_cpu is None and found.gpus[0].held_by(found.run_pids) == 0
     gpus.pid = process.pid
-    assert watched.read(run).gpus[0].processes == {process.pid: GIB}
+    found = watched.read(run)
+    assert found.run_pids == {process.pid} and found.gpus[0].held_by(found.run_pids) == GIB
     clock.now += 1
     found = watched.read(run)
     assert found.run_cpu is not None and 0 <= found.run_cpu < 100 and "this run " in describe(found)

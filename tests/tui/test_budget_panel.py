@@ -147,6 +147,19 @@ def test_equal_gpus_share_a_bar_and_different_ones_have_their_own() -> None:
     assert sum("┃" in line for line in lines) == 2
 
 
+def test_the_gpu_that_the_verdict_is_about_is_drawn_and_named() -> None:
+    """Eight equal cards, seven of them empty: the run is refused for the eighth, so that one is shown."""
+    free = [80 * GIB] * 7 + [5 * GIB]
+    same = tuple(Memory("A", 80 * GIB, each, f"GPU {index}") for index, each in enumerate(free))
+    lines = drawn(view(memories=same, parts=()), (80, 8))
+    assert "8 × A  80.0 GiB, GPU 7: 5.0 GiB free" in lines and sum("┃" in line for line in lines) == 1
+    assert line_with(lines, "┃").count("×") >= 45, "75 of its 80 GiB are taken"
+    other = (*same[:1], Memory("B", 80 * GIB, 5 * GIB, "GPU 1"))
+    lines = drawn(view(memories=other, parts=()), (80, 8))
+    assert "GPU 1 B  80.0 GiB, 5.0 GiB free" in lines and line_with(lines, "┃").count("×") >= 45
+    assert "GPU 0 A  80.0 GiB, 80.0 GiB free" in drawn(view(memories=same[:1], parts=()))
+
+
 def test_38_by_8_keeps_verdict_bar_estimate_rule_and_a_way_out() -> None:
     lines = drawn(view(), (38, 8))
     assert len(lines) == 8 and all(len(line) <= 38 for line in lines)

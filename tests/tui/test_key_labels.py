@@ -37,6 +37,11 @@ OTHER_WORD = {
     ),
     "runs watch": (("runs.open",), "open", "the monitor follows the run, as `watch` does"),
     "runs repair": (("runs.resume",), "resume", "on a damaged run the key repairs; the line about the run says so"),
+    "gpus": (
+        ("runs.gpus", "monitor.gpus", "compare.gpus", "launch.gpus"),
+        "show GPUs",
+        "an abbreviation; labels begin with a small letter",
+    ),
     "plan": (("launch.budget",), "budget", "the panel is the memory budget; it is there before anything is planned"),
 }
 """Command to its bindings, their label, and why it is not the verb."""

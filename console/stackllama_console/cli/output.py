@@ -40,8 +40,17 @@ def say_notes(notes: Sequence[str]) -> None:
 
 def show_json(value: Any) -> None:
     """Print one JSON document on stdout; NaN and infinity are null, control characters ``\\uXXXX``."""
+    _write_json(value, indent=2)
+
+
+def show_json_line(value: Any) -> None:
+    """Print a JSON document as one line, for a command that prints one after another; see :func:`show_json`."""
+    _write_json(value, indent=None)
+
+
+def _write_json(value: Any, indent: int | None) -> None:
     plain = msgspec.json.decode(msgspec.json.encode(value))
-    text = json.dumps(plain, indent=2, ensure_ascii=False)
+    text = json.dumps(plain, indent=indent, ensure_ascii=False)
     sys.stdout.write(_ESCAPE_IN_JSON.sub(_json_escape, text) + "\n")
 
 

@@ -34,6 +34,7 @@ Without a command it opens the console.
   chat       chat with a run's model and its base model
   export     write a run's adapter or merged model with a model card
   data       prepare a Stack Exchange dump, preview a data source
+  gpus       show the GPUs and which runs hold their memory
   doctor     check what this machine has and lacks
   info       print where files are kept"""
 
@@ -117,6 +118,7 @@ def build_parser() -> Parser:
     _add_chat(commands)
     _add_export(commands)
     _add_data(commands)
+    _add_gpus(commands)
     for name, text in (("doctor", "Check what this machine has and lacks."), ("info", "Print where files are kept.")):
         _leaf(commands, name, text, f"doctor:{name}", json=True)
     return parser
@@ -354,6 +356,14 @@ def _add_data(commands: _Commands) -> None:
         "--stage", choices=STAGES[:3], help="stage of the tokens (default: by the recipe's keys, or sft)"
     )
     _add_words(preview, "SOURCE ")
+
+
+def _add_gpus(commands: _Commands) -> None:
+    text = "Show this machine's GPUs: utilization, memory by run, temperature, power, reduced clocks, errors."
+    gpus = _leaf(commands, "gpus", text, "gpus:gpus", json=True)
+    text = "print again every 2 seconds until Ctrl-C; with --json, one document per line"
+    gpus.add_argument("--watch", action="store_true", help=text)
+    gpus.add_argument("--ascii", action="store_true", default=argparse.SUPPRESS, help="draw with ASCII characters only")
 
 
 def _add_words(parser: Parser, before: str, text: str = "recipe override") -> None:

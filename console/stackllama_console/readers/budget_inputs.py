@@ -118,7 +118,7 @@ def _gpus() -> list[Memory]:
     # Named by UUID or as a MIG slice, it cannot be told from the others here: the smallest stands for it.
     smallest = min(gpus, key=lambda gpu: gpu.free, default=None)
     chosen = [by_index.get(name, smallest) for name in names]
-    return [Memory(f"GPU {gpu.index} {one_line(gpu.name)}", gpu.memory, gpu.free) for gpu in chosen if gpu]
+    return [Memory(one_line(gpu.name), gpu.memory, gpu.free, f"GPU {gpu.index}") for gpu in chosen if gpu]
 
 
 def _own_reward(home: Home, value: str) -> Architecture | None:

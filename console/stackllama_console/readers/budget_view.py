@@ -40,6 +40,8 @@ class Memory(Struct, frozen=True):
     name: str
     total: int
     free: int
+    device: str = ""
+    """Which of several of this name, as in ``GPU 7``."""
 
 
 class Part(Struct, frozen=True):
@@ -320,7 +322,7 @@ def _case(
     processes = recipe.num_processes or (len(gpus) if on_gpu else 1)
     if on_gpu:
         smallest = min(gpus[:processes], key=lambda one: one.total)
-        size, place = smallest.total, one_line(smallest.name)
+        size, place = smallest.total, one_line(f"{smallest.device} {smallest.name}")
     else:
         size, place = (ram.total // processes if ram else None), "main memory"
     return Case(recipe=recipe, arch=architecture, reward=reward, gpus=processes, on_gpu=on_gpu, bytes=size, place=place)
@@ -344,7 +346,7 @@ def _precisions(worst: _Part, cases: list[Case]) -> tuple[Precision, ...]:
 
 
 def _shown(memories: Sequence[Memory]) -> tuple[Memory, ...]:
-    return tuple(Memory(one_line(one.name), one.total, one.free) for one in memories)
+    return tuple(msgspec.structs.replace(one, name=one_line(one.name)) for one in memories)
 
 
 def _verdict(part: _Part) -> tuple[Verdict, str]:

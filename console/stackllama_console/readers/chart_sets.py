@@ -14,9 +14,11 @@ from typing import Literal
 
 from msgspec import Struct
 
-from stackllama_engine.contract.metrics import MEMORY, function_chart, metrics_of
+from stackllama_engine.contract.gpu_metrics import gpu_metric, gpu_of
+from stackllama_engine.contract.metrics import MEMORY, Metric, function_chart, metrics_of
 from stackllama_engine.contract.stages import Stage
 
+from .gpu_series import FEW, SPREAD
 from .protocol import Reader
 from .series import Series
 
@@ -35,14 +37,15 @@ def charts_of(stage: Stage | None) -> list[ChartSet]:
     """Return every chart that a stage may have."""
     charts: dict[str, list[tuple[str, str]]] = {}
     for metric in metrics_of(stage):
-        if metric.chart:
+        if metric.chart and "*" not in metric.name:
             charts.setdefault(metric.chart, []).append((metric.name, metric.series or metric.label))
     return [ChartSet(title, tuple(lines)) for title, lines in charts.items()]
 
 
 def charts_for(stage: Stage | None, metrics: Iterable[str], has_memory: bool) -> list[ChartSet]:
     """Return the charts that have values: the stage's own, then one for each metric that is in none of them."""
-    names = set(metrics)
+    every = set(metrics)
+    names = {name for name in every if stage is None or not name.startswith("gpu/")}
     charts: list[ChartSet] = []
     for chart in charts_of(stage):
         lines = tuple(pair for pair in chart.metrics if pair[0] in names)
@@ -53,14 +56,39 @@ def charts_for(stage: Stage | None, metrics: Iterable[str], has_memory: bool) ->
         elif lines:
             charts.append(ChartSet(chart.title, lines))
             names.difference_update(name for name, _ in lines)
+    charts += gpu_charts(stage, every)
     return [*charts, *(ChartSet(name, ((name, name.rpartition("/")[2]),)) for name in sorted(names) if name != "epoch")]
+
+
+def gpu_charts(stage: Stage | None, metrics: Iterable[str]) -> list[ChartSet]:
+    """Return the charts of what was recorded of the GPUs: a curve each for a few, of more lowest, mean and highest."""
+    indices: dict[str, list[int]] = {}
+    for name in metrics:
+        if (of := gpu_of(name)) is not None:
+            indices.setdefault(of[1], []).append(of[0])
+    return [
+        ChartSet(metric.chart, _gpu_lines(metric, quantity, sorted(indices[quantity])), _gpu_unit(metric))
+        for metric in metrics_of(stage)
+        if metric.name.startswith("gpu/*/") and (quantity := metric.name.rpartition("/")[2]) in indices
+    ]
+
+
+def _gpu_lines(metric: Metric, quantity: str, indices: list[int]) -> tuple[tuple[str, str], ...]:
+    if len(indices) > FEW:
+        return tuple((gpu_metric(word, quantity), word) for word in SPREAD)
+    return tuple((gpu_metric(index, quantity), f"{metric.series} {index}") for index in indices)
+
+
+def _gpu_unit(metric: Metric) -> Unit:
+    return "bytes" if metric.unit == "bytes" else "number"
 
 
 def curves_of(chart: ChartSet, reader: Reader) -> list[tuple[str, Series]]:
     """Return (label, series) of what a chart shows of a reader."""
     if chart.title == MEMORY:
         return list(reader.memory.items())
-    return [(label, reader.series[name]) for name, label in chart.metrics]
+    series = reader.series
+    return [(label, series[name]) for name, label in chart.metrics if name in series]
 
 
 def labels_for(stage: Stage | None, metrics: Iterable[str]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from stackllama_engine.contract.stages import Stage
 from ..readings import is_metric, read_launch, read_result, recipe_differences
 from ..sanitise import one_line
 from .form_text import write
+from .gpu_series import without_each
 from .run_reader import RunReader
 
 _SAMPLES = "samples"
@@ -111,8 +112,8 @@ class Comparison:
         telling = [name for stage in stages for name in headline_names(stage)]
         telling += [metric.name for stage in stages for metric in metrics_of(stage)]
         rank = {name: place for place, name in reversed(list(enumerate(telling)))}
-        shared = [name for name, count in counts.items() if count >= min(2, len(self.sides))]
-        return sorted(shared, key=lambda name: (rank.get(name, len(telling)), name.startswith("time/"), name))
+        shared = without_each(name for name, count in counts.items() if count >= min(2, len(self.sides)))
+        return sorted(shared, key=lambda name: (rank.get(name, len(telling)), name.startswith(("time/", "gpu/")), name))
 
 
 def read_facts(reader: RunReader, stage: Stage) -> Facts:

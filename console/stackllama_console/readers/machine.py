@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -46,6 +46,8 @@ class MachineReading(Struct, frozen=True, kw_only=True):
         run_memory: resident memory of the run's processes. Pages that they share are counted for each of them.
         run_cpu: their CPU time since the reading before, in per cent of one CPU: may exceed 100.
         run_processes: how many there are.
+        run_pids: their pids.
+        xids: GPU → its newest Xid error since readings are taken.
         note: what is worth knowing and no error.
         error: what could be read and now cannot.
     """
@@ -59,6 +61,8 @@ class MachineReading(Struct, frozen=True, kw_only=True):
     run_memory: int | None = None
     run_cpu: float | None = None
     run_processes: int = 0
+    run_pids: frozenset[int] = frozenset()
+    xids: dict[int, int] = {}
     note: str | None = None
     error: str | None = None
 
@@ -79,7 +83,8 @@ class Machine:
         self._home = home or Home().path
         self._clock = clock
         self._nvml: Nvml | None = None
-        self._asked: Asked[list[GpuReading]] | None = None
+        self._asked: Asked[tuple[list[GpuReading], list[tuple[int, int]]]] | None = None
+        self._xids: dict[int, int] = {}
         self._first = False
         """Whether NVML was asked and has never answered."""
         self._open_at = 0.0
@@ -103,13 +108,11 @@ class Machine:
             run_memory=self._tree.memory,
             run_cpu=self._tree.cpu,
             run_processes=len(self._tree.pids),
+            run_pids=frozenset(self._tree.pids),
+            xids=self._xids.copy(),
             note=self._note,
             error=self._error,
         )
-
-    def line(self, run: Path | None = None) -> str:
-        """Return a reading in one line."""
-        return describe(self.read(run))
 
     def close(self) -> None:
         """Shut NVML down."""
@@ -120,11 +123,11 @@ class Machine:
     def _gpus(self) -> list[GpuReading]:
         if self._note is not None or (self._asked is None and self._clock() < self._open_at):
             return []
-        nvml, pids = self._nvml or Nvml(), frozenset(self._tree.pids)
+        nvml = self._nvml or Nvml(listen=True)
         first, self._nvml = self._nvml is None or self._first, nvml
         try:
-            self._asked = self._asked or NVML.ask(lambda: _read(nvml, pids), NVML_SECONDS)
-            readings = self._asked.answer(NVML_SECONDS)
+            self._asked = self._asked or NVML.ask(lambda: _read(nvml), NVML_SECONDS)
+            readings, xids = self._asked.answer(NVML_SECONDS)
         except UnansweredError as error:
             self._first, self._error = first, f"cannot read the GPUs: {error}"
             return []
@@ -137,6 +140,7 @@ class Machine:
                 self._open_at = self._clock() + RETRY_SECONDS
             return []
         self._asked, self._first, self._error = None, False, None
+        self._xids |= dict(xids)
         gpus = [structs.replace(gpu, name=one_line(gpu.name)) for gpu in readings]
         if first and not gpus:
             self._note = "no GPU; runs use the CPU"
@@ -152,10 +156,11 @@ class Machine:
         return max(0.0, min(100.0, 100 * (1 - (idle - before[0]) / (total - before[1]))))
 
 
-def _read(nvml: Nvml, pids: Collection[int]) -> list[GpuReading]:
+def _read(nvml: Nvml) -> tuple[list[GpuReading], list[tuple[int, int]]]:
+    """Return the GPUs, and the Xid errors since the last call."""
     if not nvml.is_open:
         nvml.open()
-    return nvml.read(pids)
+    return nvml.read(), nvml.xids()
 
 
 class _Tree:
@@ -208,8 +213,8 @@ def _free(path: Path) -> int | None:
 
 
 def describe(reading: MachineReading) -> str:
-    """Return one line: GPUs, CPU, memory, what the run takes, what is wrong."""
-    parts = [_gpu(gpu) for gpu in reading.gpus] if len(reading.gpus) <= _FEW else [_gpus(reading.gpus)]
+    """Return one line: CPU, memory, what the run takes, what is wrong. GPUs have :mod:`..gpu_lines`."""
+    parts: list[str] = []
     if reading.note is not None:
         parts.append("no GPU")
     if reading.cpu is not None:
@@ -222,6 +227,11 @@ def describe(reading: MachineReading) -> str:
         parts.append(f"this run {size(reading.run_memory)}{of}{cpu}")
     parts += [text for text in (reading.error,) if text]
     return "  ".join(parts)
+
+
+def summary_of(gpus: Sequence[GpuReading]) -> str:
+    """Return GPUs in one line."""
+    return "  ".join(_gpu(gpu) for gpu in gpus) if len(gpus) <= _FEW else _gpus(gpus)
 
 
 def _gpu(gpu: GpuReading) -> str:
@@ -238,7 +248,7 @@ def _gpu(gpu: GpuReading) -> str:
     return " ".join(words) + (f" ({'; '.join(gpu.slowed)})" if gpu.slowed else "")
 
 
-def _gpus(gpus: list[GpuReading]) -> str:
+def _gpus(gpus: Sequence[GpuReading]) -> str:
     """Return many GPUs in one text: the least and the most busy, the hottest, all memory and power together."""
     words = [f"{len(gpus)} GPUs"]
     if rates := [gpu.utilisation for gpu in gpus if gpu.utilisation is not None]:

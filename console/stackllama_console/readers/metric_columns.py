@@ -54,7 +54,7 @@ class Columns:
         self._by_name: dict[str, _Column] = {}
         self._columns: dict[str, _Column] = {}  # by sanitised name
 
-    def add(self, step: int, metrics: Mapping[str, float | None]) -> None:
+    def add(self, step: float, metrics: Mapping[str, float | None]) -> None:
         """Add the values of one event; None is a gap."""
         names = tuple(metrics)
         rows = self._current
@@ -98,7 +98,7 @@ class Columns:
             self._mixed = True
         return None
 
-    def _add_by_value(self, step: int, metrics: Mapping[str, float | None]) -> None:
+    def _add_by_value(self, step: float, metrics: Mapping[str, float | None]) -> None:
         """Add one event's values to their columns."""
         by_name = self._by_name
         for name, value in metrics.items():

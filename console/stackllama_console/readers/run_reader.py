@@ -14,6 +14,7 @@ from stackllama_engine.contract.stages import Stage
 from ..sanitise import one_line
 from .eta import Eta, Pace, estimate
 from .file_stamp import Stamp
+from .gpu_series import GpuSeries
 from .metric_columns import Columns
 from .run_state import StateWatch
 from .series import Series
@@ -68,8 +69,8 @@ class RunReader:
 
     @property
     def series(self) -> dict[str, Series]:
-        """Metric name → values over steps. Steps that a resumed attempt did again have its values."""
-        return self._metrics.series
+        """Metric name → values over steps, GPUs' too. Steps that a resumed attempt did again have its values."""
+        return self._metrics.series | self._gpus.series
 
     @property
     def memory(self) -> dict[str, Series]:
@@ -79,7 +80,8 @@ class RunReader:
     @property
     def bad_lines(self) -> int:
         """Number of lines, over all attempts, that are not records."""
-        return sum(reader.bad_lines for reader in [*self._readers.values(), *self._journals.values()])
+        readers = [*self._readers.values(), *self._journals.values(), *self._gpus.readers]
+        return sum(reader.bad_lines for reader in readers)
 
     @property
     def notices(self) -> list[str]:
@@ -116,6 +118,7 @@ class RunReader:
         self._history = History()
         self._metrics = Columns()
         self._memory = Columns()
+        self._gpus = GpuSeries()
         self._pace = Pace()
         self._readers: dict[int, EventReader] = {}
         self._journals: dict[int, EventReader] = {}
@@ -141,6 +144,7 @@ class RunReader:
             folder = self.run.attempt_dir(number)
             self._readers[number] = EventReader(folder / "events.jsonl")
             self._journals[number] = EventReader(folder / HEALTH_FILE)
+            self._gpus.open(number, folder)
 
     def _read(self) -> bool:
         changed = False
@@ -164,7 +168,7 @@ class RunReader:
         """
         changed = False
         for attempt in self.attempts:
-            for read in (self._read_events, self._read_journal):
+            for read in (self._read_events, self._read_journal, self._gpus.read):
                 try:
                     is_new, is_whole = read(attempt)
                 except OSError as error:  # something else in a file's place: the others can be read

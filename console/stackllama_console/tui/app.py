@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events
 from textual._compositor import CompositorUpdate
@@ -23,6 +23,9 @@ from .driver import GuardedDriver
 from .frames import Frames
 from .no_color import Colourless
 from .themes import DEFAULT, load_themes
+
+if TYPE_CHECKING:
+    from ..readers.machine import Machine
 
 
 class ConsoleApp(BaseApp):
@@ -56,6 +59,8 @@ class ConsoleApp(BaseApp):
         """The exit code that a signal or a hang-up asked for; None: nothing did."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._frames = Frames()
+        self._machine: Machine | None = None
+        """Read by the view of the GPUs; kept, because it keeps NVML open."""
         self._load_themes()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -120,6 +125,14 @@ class ConsoleApp(BaseApp):
         from .screens.compare import CompareScreen
 
         self.push_screen(CompareScreen(self.home, list(run_ids)))
+
+    def open_gpus(self, run: RunDir | None = None) -> None:
+        """Open the view of this machine's GPUs; with a run, its memory is told from that of others."""
+        from ..readers.machine import Machine
+        from .screens.gpus import GpusScreen
+
+        self._machine = self._machine or Machine(self.home.path)
+        self.push_screen(GpusScreen(self._machine, run.path if run else None))
 
     async def on_event(self, event: events.Event) -> None:
         """Sanitise pasted text: it is foreign and enters here."""

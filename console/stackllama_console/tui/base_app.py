@@ -101,5 +101,9 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
         """Open a chat with what a run trained."""
 
     @abstractmethod
+    def open_gpus(self, run: RunDir | None = None) -> None:
+        """Open the view of this machine's GPUs; with a run, its memory is told from that of others."""
+
+    @abstractmethod
     def open_comparison(self, run_ids: Sequence[str]) -> None:
         """Open the comparison of two or more runs."""

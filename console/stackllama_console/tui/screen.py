@@ -120,6 +120,10 @@ class ConsoleScreen(Screen[Any]):
         if len(self.console_app.screen_stack) > 2:  # Textual's own blank screen is the first
             self.console_app.pop_screen()
 
+    def action_gpus(self) -> None:
+        """Open the view of the GPUs; bound on the screens where no letter is text."""
+        self.console_app.open_gpus()
+
     def say(self, message: str, *, error: bool = False) -> None:
         """Show a notice that disappears by itself; plain text."""
         self.console_app.notify(one_line(message), severity="error" if error else "information", markup=False)

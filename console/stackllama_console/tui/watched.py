@@ -12,11 +12,13 @@ from msgspec import Struct
 from stackllama_engine.contract.errors import StackllamaError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.gpu_watch import watched_cards
 
 from ..eval_summary import conditions_of
+from ..gpu_lines import GpuView
 from ..readers.foreign import open_foreign
 from ..readers.logs import LogReader
-from ..readers.machine import Machine, is_local
+from ..readers.machine import Machine, describe, is_local
 from ..readers.pipeline_reader import PipelineReader
 from ..readers.protocol import Reader
 from ..readers.run_reader import RunReader
@@ -35,6 +37,8 @@ class Update(Struct, frozen=True, kw_only=True):
     log: LogReader | None = None
     """The log, when it has new lines or is another one."""
     machine: str = ""
+    gpus: GpuView | None = None
+    """The GPUs that the run may use; None where it is not running here, or there are none."""
 
 
 class Watched:
@@ -68,6 +72,7 @@ class Watched:
         self._machine = Machine(run.path.parents[1] if run else None)
         self._machine_at = 0.0
         self._machine_text = ""
+        self._gpus: GpuView | None = None
         self._polled = False
 
     @property
@@ -101,7 +106,7 @@ class Watched:
         machine = self._read_machine()
         if not (changed or log or samples or machine):
             return None
-        return Update(run=changed or samples, log=log, machine=self._machine_text)
+        return Update(run=changed or samples, log=log, machine=self._machine_text, gpus=self._gpus)
 
     def _predict(self) -> None:
         run = self.shown_run
@@ -170,28 +175,33 @@ class Watched:
         return True
 
     def _read_machine(self) -> bool:
-        """Measure the machine while the run is alive here; return whether the text changed."""
+        """Measure the machine while the run is alive here; return whether anything changed."""
         run, state = self.shown_run, getattr(self.reader, "state", None)
         alive = run is not None and state is not None and not state.has_ended
         if not alive or time.monotonic() - self._machine_at < _MACHINE_SECONDS:
             gone = not alive and bool(self._machine_text)
             if gone:
-                self._machine_text = ""
+                self._machine_text, self._gpus = "", None
             return gone
         self._machine_at = time.monotonic()
-        before = self._machine_text
-        self._machine_text = self._machine_line(run) if run else ""
-        return before != self._machine_text
+        before = self._machine_text, self._gpus
+        self._machine_text, self._gpus = self._measure(run) if run else ("", None)
+        return before != (self._machine_text, self._gpus)
 
-    def _machine_line(self, run: RunDir) -> str:
+    def _measure(self, run: RunDir) -> tuple[str, GpuView | None]:
+        """Return the machine in one line, and the GPUs that the run may use."""
         try:
             launch = run.read_launch()
         except UsageError:  # not started yet
-            return ""
+            return "", None
         if not is_local(launch):
             self.note = f"runs on {launch.host}: its GPUs and CPU are not visible from here"
-            return ""
-        return self._machine.line(run.path)
+            return "", None
+        reading = self._machine.read(run.path)
+        cards = watched_cards(launch)
+        gpus = tuple(gpu for gpu in reading.gpus if cards is None or gpu.index in cards)
+        view = GpuView(gpus=gpus, pids=reading.run_pids, xids=reading.xids) if gpus else None
+        return describe(reading), view
 
 
 def watch_run(home: Home, run_id: str) -> Watched:

@@ -8,7 +8,7 @@
       state.json                     replaced atomically
       lock                           flock held by the supervisor while it lives (see :mod:`.run_lock`)
       control/                       requests (see :mod:`.requests`); one file each, removed when served
-      attempts/001/                  recipe.yaml  log.txt  events.jsonl; if needed, health.jsonl  stacks.txt
+      attempts/001/                  recipe.yaml  log.txt  events.jsonl; if needed, health.jsonl  gpus.jsonl  stacks.txt
       samples.jsonl                  prompts, responses, rewards, KL
       checkpoints/step-000100/       atomic, with a manifest
       adapter/  merged/  result.json  lineage.json

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from msgspec import Struct
 
 from ..contract.run_dir import Launch
-from .nvml import NVML, Faults, Nvml, NvmlError
+from .nvml import NVML, Faults, GpuReading, Nvml, NvmlError, work_of
 from .timeouts import Asked, UnansweredError
 
 _RETRY_SECONDS = 30.0
@@ -14,7 +14,7 @@ _SECONDS = 1.0  # that the supervisor waits for NVML, once; it continues and tak
 _SILENT_SECONDS = 30.0  # without an answer, after which a notice is written
 _SAME_SECONDS = 600.0  # between two notices about one GPU being slowed for one reason
 _POLLS = 2  # for which a GPU must be slowed: for a moment is ordinary
-_XIDS = {
+XIDS = {
     13: "graphics engine exception",
     31: "GPU memory page fault",
     43: "GPU stopped processing",
@@ -37,8 +37,7 @@ class _Reading(Struct, frozen=True, kw_only=True):
     """NVML's answers at one moment."""
 
     xids: list[tuple[int, int]]
-    faults: list[Faults]
-    work: dict[int, int]
+    gpus: list[GpuReading]
 
 
 class GpuWatch:
@@ -50,10 +49,12 @@ class GpuWatch:
 
     Attributes:
         serious: the newest notice that can explain the end of a run; heat and power cannot.
+        gpus: the newest readings of the watched GPUs; empty while there are none.
     """
 
     def __init__(self, cards: Collection[int] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.serious: str | None = None
+        self.gpus: list[GpuReading] = []
         self._asked: Asked[_Reading] | None = None
         self._hangs = False
         self._work: dict[int, int] = {}
@@ -68,6 +69,7 @@ class GpuWatch:
 
     def poll(self) -> list[str]:
         """Return the notices since the last poll, each a sentence."""
+        self.gpus = []
         if self._absent or (self._asked is None and self._clock() < self._open_at):
             return []
         try:
@@ -81,11 +83,11 @@ class GpuWatch:
         if self._gone:
             self._gone = False
             again.append("NVML works again: the GPUs are monitored.")
-        self._work = reading.work
+        self._work = work_of(reading.gpus)
+        self.gpus = [gpu for gpu in reading.gpus if self._is_ours(gpu.index)]
         notices = [self._xid(*each) for each in reading.xids if self._is_ours(each[0])]
-        for faults in reading.faults:
-            if self._is_ours(faults.index):
-                notices += self._compare(faults)
+        for gpu in self.gpus:
+            notices += self._compare(gpu.faults)
         return again + notices
 
     def work(self, pids: Collection[int]) -> Mapping[int, int]:
@@ -98,7 +100,7 @@ class GpuWatch:
             if self._asked is not None:
                 self._asked.answer()
                 self._asked = None
-            return set(NVML.answer(self._nvml.work, _SECONDS))
+            return NVML.answer(self._nvml.holders, _SECONDS)
         except UnansweredError:
             return None
         except NvmlError:  # driver or GPU lost: nothing is known
@@ -108,7 +110,7 @@ class GpuWatch:
         """Read everything that a poll needs; runs in a thread of its own."""
         if not self._nvml.is_open:
             self._nvml.open()
-        return _Reading(xids=self._nvml.xids(), faults=self._nvml.faults(), work=self._nvml.work())
+        return _Reading(xids=self._nvml.xids(), gpus=self._nvml.read())
 
     def _hang(self, error: str) -> list[str]:
         """Report, once, that NVML hangs."""
@@ -138,7 +140,7 @@ class GpuWatch:
         return [self.serious]
 
     def _xid(self, index: int, number: int) -> str:
-        self.serious = f"GPU {index}: Xid {number}" + (f", {_XIDS[number]}." if number in _XIDS else ".")
+        self.serious = f"GPU {index}: Xid {number}" + (f", {XIDS[number]}." if number in XIDS else ".")
         return self.serious
 
     def _compare(self, now: Faults) -> list[str]:

@@ -7,7 +7,7 @@ does not report (temperature of a virtual GPU, processes within a container) is 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import pynvml
@@ -26,6 +26,8 @@ _SLOWED = {
 """Clocks event reasons, as `nvidia-smi` names them. Idle and application clocks are no reason for a notice."""
 _ABNORMAL = 0x08 | 0x20 | 0x40 | 0x80
 """All but the power cap, which is ordinary."""
+ORDINARY = frozenset({_SLOWED[0x04]})
+"""Reasons of :attr:`GpuReading.slowed` that a busy GPU has without anything being wrong."""
 
 
 class Gpu(Struct):
@@ -37,8 +39,24 @@ class Gpu(Struct):
     free: int
 
 
+class Faults(Struct, frozen=True, kw_only=True):
+    """Errors of one GPU. Counts only grow while a driver is loaded; None where NVML does not report them."""
+
+    index: int
+    uncorrected: int | None = None
+    """Uncorrectable ECC errors."""
+    remapped: int | None = None
+    """Rows that were remapped after such an error."""
+    remap_pending: bool = False
+    """A row waits for the next reset to be remapped."""
+    remap_failed: bool = False
+    """Row remapping failed: no spare row was left, and the GPU must be replaced."""
+    slowed: list[str] = []
+    """Heat, power brake or hardware that reduces its clocks; a power cap is ordinary."""
+
+
 class GpuReading(Struct, frozen=True, kw_only=True):
-    """One GPU at one moment. Bytes, percent, °C, watts; None where NVML does not report it."""
+    """One GPU at one moment. Bytes, percent, °C, watts, MHz; None where NVML does not report it."""
 
     index: int
     name: str
@@ -48,24 +66,19 @@ class GpuReading(Struct, frozen=True, kw_only=True):
     temperature: int | None = None
     power: float | None = None
     power_limit: float | None = None
+    clock: int | None = None
+    """Of the streaming multiprocessors."""
+    clock_max: int | None = None
     slowed: list[str] = []
     """Why its clocks are reduced."""
-    processes: dict[int, int] = {}
-    """Pid → bytes, of the requested processes."""
+    faults: Faults
+    processes: dict[int, int | None] = {}
+    """Pid that computes there → bytes that it holds, None where that is not reported. Pids of a container's outside
+    are the outside's."""
 
-
-class Faults(Struct, frozen=True, kw_only=True):
-    """Errors of one GPU. Counts only grow while a driver is loaded; None where NVML does not report them."""
-
-    index: int
-    uncorrected: int | None = None
-    """Uncorrectable ECC errors."""
-    remapped: int | None = None
-    """Rows that were remapped after such an error."""
-    remap_failed: bool = False
-    """Row remapping failed: no spare row was left, and the GPU must be replaced."""
-    slowed: list[str] = []
-    """Heat, power brake or hardware that reduces its clocks; a power cap is ordinary."""
+    def held_by(self, pids: Collection[int]) -> int:
+        """Return the bytes that these processes hold there."""
+        return sum(held or 0 for pid, held in self.processes.items() if pid in pids)
 
 
 class NvmlError(Exception):
@@ -165,18 +178,10 @@ class Nvml:
             self.close()
             raise NvmlError(str(error)) from None
 
-    def read(self, pids: Collection[int] = ()) -> list[GpuReading]:
-        """Read every GPU, with the memory that each of the processes holds there."""
+    def read(self) -> list[GpuReading]:
+        """Read every GPU."""
         try:
-            return [self._one(index, *known, pids) for index, known in enumerate(self._handles or [])]
-        except pynvml.NVMLError as error:
-            self.close()
-            raise NvmlError(str(error)) from None
-
-    def faults(self) -> list[Faults]:
-        """Read the error counts of every GPU."""
-        try:
-            return [_faults(index, handle) for index, (handle, _) in enumerate(self._handles or [])]
+            return [self._one(index, *known) for index, known in enumerate(self._handles or [])]
         except pynvml.NVMLError as error:
             self.close()
             raise NvmlError(str(error)) from None
@@ -191,24 +196,20 @@ class Nvml:
             except pynvml.NVMLError as error:
                 if getattr(error, "value", None) == pynvml.NVML_ERROR_TIMEOUT:
                     break
+                if getattr(error, "value", None) in _NOT_REPORTED:
+                    self._xids = None
+                    break
                 self.close()
                 raise NvmlError(str(error)) from None
         return errors
 
-    def work(self) -> dict[int, int]:
-        """Return pid that holds GPU memory → utilization in percent of that GPU; not across containers."""
-        utilization: dict[int, int] = {}
+    def holders(self) -> set[int]:
+        """Return the pids that hold GPU memory; not across containers."""
         try:
-            for handle, _ in self._handles or []:
-                running = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
-                rates = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle) if running else None
-                percent = 0 if rates is None else int(rates.gpu)
-                for one in running:
-                    utilization[int(one.pid)] = max(utilization.get(int(one.pid), 0), percent)
+            return {pid for handle, _ in self._handles or [] for pid in _processes(handle)}
         except pynvml.NVMLError as error:
             self.close()
             raise NvmlError(str(error)) from None
-        return utilization
 
     def close(self) -> None:
         """Shut the library down; does nothing when it is not open."""
@@ -227,7 +228,7 @@ class Nvml:
                 _ask(pynvml.nvmlDeviceRegisterEvents, handle, pynvml.nvmlEventTypeXidCriticalError, events)
         self._xids = events
 
-    def _one(self, index: int, handle: Any, name: str, pids: Collection[int]) -> GpuReading:
+    def _one(self, index: int, handle: Any, name: str) -> GpuReading:
         memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
         rates = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
         power = _ask(pynvml.nvmlDeviceGetPowerUsage, handle)
@@ -242,23 +243,39 @@ class Nvml:
             temperature=_ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
             power=None if power is None else power / 1000,
             power_limit=None if limit is None else limit / 1000,
-            slowed=[text for bit, text in _SLOWED.items() if reasons & bit],
-            processes=_processes(handle, pids) if pids else {},
+            clock=_ask(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+            clock_max=_ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
+            slowed=_words(reasons),
+            faults=_faults(index, handle, reasons),
+            processes=_processes(handle),
         )
 
 
-def _faults(index: int, handle: Any) -> Faults:
+def work_of(readings: Iterable[GpuReading]) -> dict[int, int]:
+    """Return pid that holds GPU memory → utilization in percent of the busiest such GPU."""
+    utilization: dict[int, int] = {}
+    for gpu in readings:
+        for pid in gpu.processes:
+            utilization[pid] = max(utilization.get(pid, 0), gpu.utilisation or 0)
+    return utilization
+
+
+def _faults(index: int, handle: Any, reasons: int) -> Faults:
     uncorrected, volatile = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
     errors = _ask(pynvml.nvmlDeviceGetTotalEccErrors, handle, uncorrected, volatile)
     rows = _ask(pynvml.nvmlDeviceGetRemappedRows, handle)  # corrected, uncorrected, pending, failed
-    reasons = _slowed(handle) & _ABNORMAL
     return Faults(
         index=index,
         uncorrected=None if errors is None else int(errors),
         remapped=None if rows is None else int(rows[1]),
+        remap_pending=rows is not None and bool(rows[2]),
         remap_failed=rows is not None and bool(rows[3]),
-        slowed=[text for bit, text in _SLOWED.items() if reasons & bit],
+        slowed=_words(reasons & _ABNORMAL),
     )
+
+
+def _words(reasons: int) -> list[str]:
+    return [text for bit, text in _SLOWED.items() if reasons & bit]
 
 
 def _slowed(handle: Any) -> int:
@@ -270,9 +287,9 @@ def _slowed(handle: Any) -> int:
     return 0
 
 
-def _processes(handle: Any, pids: Collection[int]) -> dict[int, int]:
+def _processes(handle: Any) -> dict[int, int | None]:
     running = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
-    return {int(one.pid): int(one.usedGpuMemory) for one in running if one.pid in pids and one.usedGpuMemory}
+    return {int(one.pid): None if one.usedGpuMemory is None else int(one.usedGpuMemory) for one in running}
 
 
 def _ask(question: Callable[..., Any], *arguments: Any) -> Any:

@@ -58,16 +58,34 @@ def belongs(proc: Path, place: Place) -> bool:
     Raises:
         OSError: it has ended, or may not be read.
     """
-    variables = (proc / "environ").read_bytes().split(b"\0")
-    path = next((each[len(_PATH) :] for each in variables if each.startswith(_PATH)), b"")
+    path, marked = _marks_of(proc)
     if not path:
         return False
     if place.inode is None:
         return path == os.fsencode(place.path)
-    marked = next((each[len(_INODE) :] for each in variables if each.startswith(_INODE)), None)
     # As the process itself resolves the path, which may see other mounts; then as this process does.
     leads_to = _inode(Path(f"{proc}/root{os.fsdecode(path)}")) or _inode(Path(os.fsdecode(path)))
     return place.inode in (marked, leads_to)
+
+
+def marked_run(proc: Path) -> Path | None:
+    """Return the run directory that a process was started for, by the path it had then; None: for none.
+
+    Args:
+        proc: its directory in ``/proc``.
+
+    Raises:
+        OSError: it has ended, or may not be read.
+    """
+    path, _ = _marks_of(proc)
+    return Path(os.fsdecode(path)) if path else None
+
+
+def _marks_of(proc: Path) -> tuple[bytes, bytes | None]:
+    """Return the path, empty for none, and the inode that a process is marked with."""
+    variables = (proc / "environ").read_bytes().split(b"\0")
+    path = next((each[len(_PATH) :] for each in variables if each.startswith(_PATH)), b"")
+    return path, next((each[len(_INODE) :] for each in variables if each.startswith(_INODE)), None)
 
 
 def _inode(path: Path) -> bytes | None:

@@ -13,6 +13,7 @@ from ..contract.run_dir import Launch, ProcessId, RunDir
 from ..contract.stages import Stage
 from .activity import Activity
 from .disk import DiskWatch
+from .gpu_recorder import GpuRecorder
 from .gpu_watch import GpuWatch, watched_cards
 from .health import Journal
 from .processes import run_processes
@@ -61,10 +62,12 @@ class Watch:
         cards = watched_cards(launch)
         self._coordinates = coordinates = stage is Stage.PIPELINE
         self._gpus = GpuWatch(cards, clock) if not coordinates and cards != () else None
+        self._recorder = GpuRecorder(folder, clock)
         self._stall = None if coordinates else StallWatch(StallLimits.of_environment(), clock)
 
     def event(self, event: Event) -> None:
         """Take an event of the worker: it is not stalled."""
+        self._recorder.event(event)
         if self._stall is not None:
             self._stall.event(event)
         if event.kind == "progress" and not self._coordinates and not self._disk.stops:
@@ -85,6 +88,7 @@ class Watch:
         self._poll_at = now + min(max(limit / _POLLS, _SHORTEST), _LONGEST)
         for notice in self._gpus.poll() if self._gpus is not None else ():
             self.journal.write(notice)
+        self._recorder.poll(self._gpus.gpus if self._gpus is not None else [], self._pids)
         self._poll_disk()
         self._report_stacks()
         if self._stall is not None:
@@ -105,6 +109,7 @@ class Watch:
         """Wait, after the last process has ended, until its GPU memory is free; write a notice where it is not."""
         if self._gpus is not None:
             self._wait_for_memory(self._gpus)
+        self._recorder.close()
         drop_empty_stacks(self._folder)
         self.journal.close()
 

@@ -64,6 +64,7 @@ class CompareScreen(ConsoleScreen):
         Binding("3", "view('metrics')", "metrics", id="compare.figures"),
         Binding("right_square_bracket", "turn(1)", "next metrics", id="compare.next", key_display="]"),
         Binding("left_square_bracket", "turn(-1)", "previous metrics", id="compare.previous", show=False),
+        Binding("u", "gpus", "show GPUs", id="compare.gpus", show=False),
     ]
 
     def __init__(self, home: Home, run_ids: list[str]) -> None:

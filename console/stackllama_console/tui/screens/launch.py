@@ -69,6 +69,7 @@ class LaunchScreen(ConsoleScreen):
         Binding("N", "ask_name", "name run", id="launch.name", show=False),
         Binding("o", "ask_open", "open recipe", id="launch.open", show=False),
         Binding("w", "ask_write", "write recipe", id="launch.write", show=False),
+        Binding("u", "gpus", "show GPUs", id="launch.gpus", show=False),
         Binding("X", "clear", "reset all values", id="launch.clear", show=False),
         *(  # the panel's own keys, by the panel's own names, wherever the focus is
             Binding(f"{number}", f"offer({number})", f"apply change {number}", id=f"budget.apply_{number}", show=False)

@@ -15,7 +15,9 @@ from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.requests import PAUSED
 from stackllama_engine.contract.run_dir import Home
 
+from ...gpu_lines import ASCII, UNICODE, GpuView, Line, gpu_lines
 from ...readers.chart_sets import MEMORY, ChartSet, charts_for, curves_of
+from ...readers.machine import summary_of
 from ...readers.protocol import Reader
 from ...readers.series import Series
 from ...sanitise import one_line, sanitise
@@ -24,6 +26,7 @@ from ..run_keys import run_keys
 from ..screen import ConsoleScreen
 from ..watched import Update, Watched, watch_directory, watch_run
 from ..widgets.chart import Chart, Curve
+from ..widgets.gpu_panel import GpuPanel
 from ..widgets.log_panel import LogPanel
 from ..widgets.log_view import LogView
 from ..widgets.panels import metric_lines, pipeline_line, sample_lines
@@ -32,6 +35,8 @@ from ..widgets.text_lines import TextLines
 from .text import TextScreen
 
 _CHARTS = 4
+_GPU_LINES = ((42, 12), (36, 6), (24, 3))
+"""Rows of the terminal → lines that the GPUs may take."""
 _WRAPPED = 4  # lines that one sentence may take
 _OF_STAGE = frozenset({"samples", "chat", "clone"})
 """Actions that in a pipeline act on the stage shown."""
@@ -69,11 +74,13 @@ class MonitorScreen(ConsoleScreen):
         Binding("5", "panel(4)", "show only the log", id="monitor.panel_5", show=False),
         Binding("6", "panel(5)", "show only the metrics", id="monitor.panel_6", show=False),
         Binding("d", "metrics", "all metrics as text", id="monitor.figures", show=False),
+        Binding("u", "gpus", "show GPUs", id="monitor.gpus", show=False),
         Binding("slash", "search", "search log", id="monitor.search", key_display="/", show=False),
     ]
     DEFAULT_CSS = """
     MonitorScreen {
         #state { max-height: 14; padding: 0 1; }
+        #gpus { padding: 0 1; }
         #middle { height: 1fr; min-height: 3; }
         #charts { grid-size: 2; grid-gutter: 0 1; height: 1fr; width: 1fr; padding: 0 1; }
         #result { width: 1fr; height: 1fr; padding: 0 1; display: none; }
@@ -127,6 +134,7 @@ class MonitorScreen(ConsoleScreen):
     def body(self) -> ComposeResult:
         """Compose empty panels; they are filled with what a thread has read."""
         yield TextLines(id="state")
+        yield GpuPanel(id="gpus")
         with Horizontal(id="middle"):
             yield TextLines(id="result")
             with Grid(id="charts"):
@@ -205,7 +213,9 @@ class MonitorScreen(ConsoleScreen):
         lines += self._wrapped([head_line(reader, colours, moment)])
         if (metrics := headline_line(reader, reader.stage)).plain:
             lines += self._wrapped([metrics])
-        machine = "  ".join(filter(None, (update.machine, memory_text(reader, watched.predicted))))
+        gpus = self._gpu_lines(update.gpus)
+        summary = summary_of(update.gpus.gpus) if update.gpus and not gpus else ""
+        machine = "  ".join(filter(None, (summary, update.machine, memory_text(reader, watched.predicted))))
         if machine:
             lines += self._wrapped([Text(machine)])
         there = getattr(watched.source, "elsewhere", "")
@@ -219,6 +229,7 @@ class MonitorScreen(ConsoleScreen):
         lines += self._wrapped(outcome_lines(watched.run, watched.state, colours))
         lines += self._wrapped([Text(one_line(note), style="italic") for note in getattr(reader, "notes", [])])
         self.query_one("#state", TextLines).show(lines)
+        self.query_one(GpuPanel).show(gpus)
         pages = self._pages
         where = f"charts {self._page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
         self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note, where)
@@ -226,6 +237,13 @@ class MonitorScreen(ConsoleScreen):
         if keys_for != self._keys_for:
             self._keys_for = keys_for
             self.refresh_bindings()
+
+    def _gpu_lines(self, view: GpuView | None) -> list[Line]:
+        """Return the GPUs in the lines that a terminal of this height can spare; none where they have no room."""
+        height = self.size.height
+        most = next((lines for least, lines in _GPU_LINES if height >= least), 0)
+        glyphs = ASCII if self.console_app.options.ascii else UNICODE
+        return gpu_lines(view, self.size.width - 2, most, glyphs) if view and most else []
 
     def shows_key(self, binding: Binding) -> bool:
         """Return whether the footer offers a key: only where it can do something to the run as it is."""
@@ -382,6 +400,10 @@ class MonitorScreen(ConsoleScreen):
             self.query_one(LogView).focus()
         else:
             self.query_one(f"#chart-{index if index < _CHARTS else 0}", Chart).focus()
+
+    def action_gpus(self) -> None:
+        """Open the view of the GPUs, with this run's memory told from that of others."""
+        self.console_app.open_gpus(self._watched.shown_run if self._watched else None)
 
     def action_search(self) -> None:
         """Search the log."""

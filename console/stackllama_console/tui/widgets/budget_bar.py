@@ -120,17 +120,19 @@ def _short(name: str) -> str:
 
 
 def memory_label(memories: tuple[Memory, ...], width: int) -> str:
-    """Describe one kind of device: how many, its name, its memory and how much of it is free."""
+    """Describe one kind of device: how many, its name, its memory, and how much is free where least is."""
     least = min(memories, key=lambda one: one.free)
-    sizes = f"{gib(least.total)}, {gib(least.free)} free"
-    count = f"{len(memories)} × " if len(memories) > 1 else ""
+    alike = all(one.free == least.free for one in memories)
+    where = f"{least.device}: " if least.device and not alike else ""
+    sizes = f"{gib(least.total)}, {where}{gib(least.free)} free"
+    count = f"{len(memories)} × " if len(memories) > 1 else f"{least.device} " if least.device else ""
     name = f"{count}{one_line(least.name)}"
     return f"{cut(name, max(0, width - len(sizes) - 2))}  {sizes}"
 
 
 def groups(memories: tuple[Memory, ...]) -> list[tuple[Memory, ...]]:
-    """Group devices of the same name and size."""
+    """Group devices of the same name and size; first the group with the least free, which the verdict is about."""
     by_kind: dict[tuple[str, int], list[Memory]] = {}
     for memory in memories:
         by_kind.setdefault((memory.name, memory.total), []).append(memory)
-    return [tuple(group) for group in by_kind.values()]
+    return sorted((tuple(group) for group in by_kind.values()), key=lambda group: min(one.free for one in group))
