@@ -16,7 +16,7 @@ from stackllama_engine.contract.errors import UsageError
 
 from .output import PROGRAM
 
-STAGES = ("sft", "reward", "ppo", "merge", "pipeline")
+STAGES = ("sft", "reward", "preference", "ppo", "merge", "pipeline")
 
 _DESCRIPTION = """\
 The StackLLaMA recipe from a terminal: fine-tuning, reward model and PPO.
@@ -199,7 +199,7 @@ def _add_recipe(commands: _Commands) -> None:
     convert = _leaf(recipe, "convert", text, "recipe:convert", json=True)
     convert.add_argument("file", type=Path, metavar="FILE", help="another trainer's YAML file")
     convert.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: print the recipe)")
-    convert.add_argument("--stage", choices=STAGES[:3], help="stage of the converted recipe (default: the file's own)")
+    convert.add_argument("--stage", choices=STAGES[:4], help="stage of the converted recipe (default: the file's own)")
     convert.add_argument("--force", action="store_true", help="overwrite the file of --out")
 
 
@@ -223,7 +223,7 @@ def _add_launch(commands: _Commands) -> None:
     launch.add_argument("--canary", action=argparse.BooleanOptionalAction, default=None, help=_CANARY_HELP)
     merge = _leaf(commands, "merge", "Merge a finished run's adapter into its base model.", "launch:merge", json=True)
     merge.add_argument(
-        "run", metavar="RUN", help="run id of a finished sft, reward or ppo run, or an adapter directory"
+        "run", metavar="RUN", help="run id of a finished sft, reward, preference or ppo run, or an adapter directory"
     )
     _add_words(merge, "RUN ")
     merge.add_argument("--name", metavar="RUN", help="run id of the merge")
@@ -351,7 +351,7 @@ def _add_data(commands: _Commands) -> None:
     text = "show the tokens of a stage, by this recipe; a pipeline's is one as well"
     preview.add_argument("--recipe", type=Path, metavar="FILE", help=text)
     preview.add_argument(
-        "--stage", choices=STAGES[:3], help="stage of the tokens (default: by the recipe's keys, or sft)"
+        "--stage", choices=STAGES[:4], help="stage of the tokens (default: by the recipe's keys, or sft)"
     )
     _add_words(preview, "SOURCE ")
 
