@@ -115,6 +115,7 @@ def build_parser() -> Parser:
     _add_launch(commands)
     _add_runs(commands)
     _add_chat(commands)
+    _add_audit(commands)
     _add_export(commands)
     _add_data(commands)
     for name, text in (("doctor", "Check what this machine has and lacks."), ("info", "Print where files are kept.")):
@@ -312,6 +313,17 @@ def _add_chat(commands: _Commands) -> None:
     )
     chat.add_argument("--seed", type=_seed, default=0, metavar="N", help="sampling seed for both models (default: 0)")
     chat.add_argument("--cpu", action="store_true", help="run on the CPU")
+
+
+def _add_audit(commands: _Commands) -> None:
+    text = "Say whether a reward model's scores mean anything: against simple rules, by length, on spoilt responses."
+    audit = _leaf(commands, "audit", text, "audit:audit", json=True)
+    audit.add_argument(
+        "run", metavar="RUN", help="run id of a finished reward run; a pipeline stands for its reward stage"
+    )
+    audit.add_argument("--again", action="store_true", help="make it anew, also where the run has one")
+    audit.add_argument("--svg", type=Path, metavar="FILE", help="also write a page of plots")
+    audit.add_argument("--cpu", action="store_true", help="score on the CPU")
 
 
 def _add_export(commands: _Commands) -> None:
