@@ -105,5 +105,5 @@ def read_audit(run: RunDir) -> Audit | None:
         return None
     except (OSError, *UNDECODABLE) as error:
         raise DamagedError(
-            f"{file}: not an audit that can be read ({error}); `stackllama-console audit {run.id}` makes it again."
+            f"{file}: not an audit that can be read ({error}); make it anew: `stackllama-console audit {run.id} --again`."
         ) from None
