@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from msgspec import json
 
+from stackllama_engine.contract.audit import read_audit
 from stackllama_engine.contract.children import CHILDREN, child_id
-from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.errors import DamagedError, UsageError
 from stackllama_engine.contract.metrics import label_of
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -167,7 +168,19 @@ def result_lines(run: RunDir, stage: Stage) -> list[str]:
         lines.append(f"held-out: {conditions({'temperature': temperature_of(run)} | result)}")
         compared = comparison_lines(result)
         lines += ["", *compared] if compared else []
-    return lines
+    return [*lines, *_audit_lines(run)] if stage is Stage.REWARD else lines
+
+
+def _audit_lines(run: RunDir) -> list[str]:
+    """Return what the audit of a reward run says; nothing where none was made."""
+    try:
+        audit = read_audit(run)
+    except DamagedError as error:
+        return ["", one_line(str(error))]
+    if audit is None:
+        return []
+    found = [f"  {finding.verdict}: {one_line(finding.text)}" for finding in audit.findings]
+    return ["", f"audit: {audit.verdict}; all of it: `stackllama-console audit {run.id}`", *found]
 
 
 def _result_label(stage: Stage, key: str) -> str:

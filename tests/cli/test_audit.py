@@ -66,6 +66,12 @@ def test_the_page_of_plots_is_svg_and_is_not_overwritten(
     assert done.code == 2 and "exists already" in done.err
 
 
+def test_the_runs_own_page_says_the_verdict(audited: RunDir, run_main: Callable[..., Any]) -> None:
+    (audited.path / "result.json").write_text('{"accuracy": 0.71}')
+    shown = run_main("runs", "show", "judge").out
+    assert "audit: bad; all of it: `stackllama-console audit judge`" in shown and "<repeated> scores higher" in shown
+
+
 def test_other_runs_are_refused(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
     make_run(Stage.SFT, "tuned")
     make_run(Stage.REWARD, "failed-judge", phase="failed")

@@ -17,7 +17,11 @@ from stackllama_engine.train.audit.rules import formatting, repetition, word_mar
 from stackllama_engine.train.audit.statistics import Array, Clusters, buckets, calibration, rank_correlation, right
 from stackllama_engine.train.encoding import Encoder
 
-WORDS = ["apple", "river", "stone", "cloud", "paper", "glass", "wheel", "candle", "garden", "window"]
+WORDS = [
+    one + other
+    for one in ("ap", "ri", "sto", "clo", "pa", "gla", "whe", "can")
+    for other in ("le", "ver", "ne", "ud", "per")
+]
 
 
 def test_interval_of_independent_pairs_is_the_normal_one() -> None:
@@ -89,11 +93,13 @@ def audited(base: Path, value: Callable[[str], float], chosen_if: Callable[[str]
     encoder, draw, true = Encoder(tokenizer, PromptFormat()), random.Random(1), chosen_if or value
     rows: list[dict[str, Any]] = []
     while len(rows) < 240:
-        question = f"What about {' '.join(draw.choices(WORDS, k=5))}?"
-        texts = [" ".join(draw.choices(WORDS, k=draw.randint(6, 14))) for _ in range(2)]
-        texts.sort(key=lambda text: -true(f"Question: {question}\n\nAnswer: {text}"))
-        if true(texts[0]) != true(texts[1]):
-            rows.append({"question": question, "response_j": texts[0], "response_k": texts[1]})
+        asked = draw.sample(WORDS, k=5)
+        question = f"What about {' '.join(asked)}?"
+        texts = [" ".join(draw.choices([*asked * 4, *WORDS], k=draw.randint(6, 14))) for _ in range(2)]
+        values = {text: true(f"Question: {question}\n\nAnswer: {text}") for text in texts}
+        if len(set(values.values())) == 2:
+            better, worse = sorted(values, key=values.__getitem__, reverse=True)
+            rows.append({"question": question, "response_j": better, "response_k": worse})
     ids = [[encoder.text_ids(row["question"], row[key]) for row in rows] for key in ("response_j", "response_k")]
 
     def score(texts: Sequence[list[int]]) -> Array:
