@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,13 +25,10 @@ from model_configs import config_of  # noqa: E402
 from stackllama_engine.budget.estimate import Estimate, estimate  # noqa: E402
 from stackllama_engine.budget.shapes import architecture_of  # noqa: E402
 from stackllama_engine.budget.trace.request import Request, Trace  # noqa: E402
-from stackllama_engine.contract.recipe import SFTRecipe  # noqa: E402
 from stackllama_engine.contract.recipe_io import build_recipe  # noqa: E402
 from stackllama_engine.contract.stages import Stage  # noqa: E402
 
 Keys = dict[str, Any]
-DPO = "dpo"
-"""No stage of the engine: see ``dpo.py``."""
 PLAIN: Keys = {"load_in_8bit": False, "dtype": "bfloat16"}
 WIDE: Keys = {"load_in_8bit": False, "dtype": "float32"}
 INT8: Keys = {"load_in_8bit": True, "dtype": "auto"}
@@ -123,11 +119,11 @@ CASES: list[tuple[str, str, Keys]] = [
     ("llama-7b", "sft", NF4 | ALL | AMP | NO_DROPOUT | batch(1, 2048)),
     ("llama-7b", "sft", PLAIN | ALL | NO_DROPOUT | {"lora_r": 64} | batch(4, 1024)),
     ("llama-7b", "sft", FULL | batch(1, 1024) | {"gradient_accumulation_steps": 8}),
-    ("SmolLM2-360M", DPO, PLAIN | KEPT | batch(2, 512)),
-    ("Llama-3.2-1B", DPO, PLAIN | batch(2, 1024)),
-    ("Qwen2.5-1.5B", DPO, NF4 | ALL | AMP | batch(1, 1024)),
-    ("llama-7b", DPO, INT8 | batch(2, 512)),
-    ("llama-7b", DPO, PLAIN | ALL | NO_DROPOUT | KEPT | batch(1, 512)),
+    ("SmolLM2-360M", Stage.PREFERENCE, PLAIN | KEPT | batch(2, 512)),
+    ("Llama-3.2-1B", Stage.PREFERENCE, PLAIN | batch(2, 1024)),
+    ("Qwen2.5-1.5B", Stage.PREFERENCE, NF4 | ALL | AMP | batch(1, 1024)),
+    ("llama-7b", Stage.PREFERENCE, INT8 | batch(2, 512)),
+    ("llama-7b", Stage.PREFERENCE, PLAIN | ALL | NO_DROPOUT | KEPT | batch(1, 512)),
     ("llama-7b", "sft", WIDE | AMP | batch(4, 1024)),
     ("llama-7b", "reward", PLAIN | batch(4, 512)),
     ("llama-7b", "reward", INT8 | AGAIN | batch(4, 512)),
@@ -158,7 +154,7 @@ CASES: list[tuple[str, str, Keys]] = [
 
 TINY = [
     ("SmolLM2-135M", "sft", FULL | KEPT | batch(1, 128)),
-    ("SmolLM2-135M", DPO, PLAIN | KEPT | batch(1, 128)),
+    ("SmolLM2-135M", Stage.PREFERENCE, PLAIN | KEPT | batch(1, 128)),
 ]
 
 
@@ -174,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     for model, stage, keys in TINY if options.tiny else CASES:
         if options.only in describe(model, stage, keys):
-            row = compare_pairs(model, keys) if stage == DPO else compare(model, Stage(stage), keys)
+            row = compare(model, Stage(stage), keys)
             rows.append(row)
             if not options.json:
                 show(row, options.phases)
@@ -189,7 +185,7 @@ def compare(model: str, stage: Stage, keys: Keys) -> dict[str, Any]:
 
     config = config_of(model)
     needed = (
-        {"model_name_or_path": model, "gradient_checkpointing": stage is Stage.SFT}
+        {"model_name_or_path": model, "gradient_checkpointing": stage in (Stage.SFT, Stage.PREFERENCE)}
         | FEW
         | ({"reward_model_path": "adapter"} if stage is Stage.PPO else {})
     )
@@ -208,34 +204,6 @@ def compare(model: str, stage: Stage, keys: Keys) -> dict[str, Any]:
         "trace_phases": traced.phases,
         "seconds": traced.seconds,
         "error": predicted.allocated / traced.allocated - 1,
-    }
-
-
-def compare_pairs(model: str, keys: Keys) -> dict[str, Any]:
-    """Compute one DPO step by both."""
-    import dpo
-
-    config = config_of(model)
-    recipe = build_recipe(
-        Stage.SFT, {"model_name_or_path": model, "gradient_checkpointing": True} | FEW | PADDED | keys
-    )
-    assert isinstance(recipe, SFTRecipe)
-    arch = architecture_of(config, model, model, frozenset())
-    start = time.monotonic()
-    predicted, traced = dpo.formula(recipe, arch), dpo.trace(recipe, config)
-    peaks = [max(phases, key=lambda name: phases[name]) for phases in (predicted, traced)]
-    formula, trace = predicted[peaks[0]], traced[peaks[1]]
-    return {
-        "what": describe(model, DPO, keys),
-        "parameters": arch.parameters,
-        "formula": formula,
-        "formula_phase": peaks[0],
-        "formula_phases": predicted,
-        "trace": trace,
-        "trace_phase": peaks[1],
-        "trace_phases": traced,
-        "seconds": time.monotonic() - start,
-        "error": formula / trace - 1,
     }
 
 

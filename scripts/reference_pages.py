@@ -22,6 +22,7 @@ from stackllama_engine.contract.stages import Stage
 _STAGES = {
     Stage.SFT: "SFT",
     Stage.REWARD: "Reward model",
+    Stage.PREFERENCE: "Preference",
     Stage.PPO: "PPO",
     Stage.MERGE: "Merge",
 }

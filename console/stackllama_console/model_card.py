@@ -23,7 +23,12 @@ from .results import measures, plain_value
 from .sanitise import one_line
 from .units import number
 
-TITLES = {Stage.SFT: "supervised fine-tuning", Stage.REWARD: "reward modelling", Stage.PPO: "PPO"}
+TITLES = {
+    Stage.SFT: "supervised fine-tuning",
+    Stage.REWARD: "reward modelling",
+    Stage.PREFERENCE: "preference optimisation (DPO)",
+    Stage.PPO: "PPO",
+}
 _TASKS = {False: "CausalLM", True: "SequenceClassification"}
 _ELSEWHERE = "By another program; here it was only merged."
 _MOST_RUNS = 30

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from msgspec import json
 
+from stackllama_engine.contract.audit import read_audit
 from stackllama_engine.contract.children import CHILDREN, child_id
-from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.errors import DamagedError, UsageError
 from stackllama_engine.contract.metrics import label_of
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -26,7 +27,9 @@ Facts = dict[str, Any]
 
 _WIDTH = 78
 _RESPONSE_LINES = 8
-_SHOWN_ELSEWHERE = frozenset({"stage", "path", "loss_first", "loss_last", "eval_loss", "temperature", "questions"})
+_SHOWN_ELSEWHERE = frozenset(
+    {"stage", "path", "loss_first", "loss_last", "eval_loss", "rewards/accuracies", "temperature", "questions"}
+)
 """Keys of a result that its measures or the heading already contain."""
 
 
@@ -94,6 +97,14 @@ def measures(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
             ],
         ),
         "reward": (Stage.REWARD, [(f"eval_{key}", None, result.get(key)) for key in ("accuracy", "pairs", "ties")]),
+        "preference": (
+            Stage.PREFERENCE,
+            [
+                ("eval_rewards/accuracies", None, result.get("rewards/accuracies")),
+                ("eval_loss", None, result.get("eval_loss")),
+                ("loss_last", result.get("loss_first"), result.get("loss_last")),
+            ],
+        ),
         "ppo": (
             Stage.PPO,
             [
@@ -150,19 +161,31 @@ def result_lines(run: RunDir, stage: Stage) -> list[str]:
         for key, value in facts.items()
         if key not in _SHOWN_ELSEWHERE
     ]
-    if stage in (Stage.SFT, Stage.PPO):  # PPO's metrics stand under `before` and `after`
+    if stage in (Stage.SFT, Stage.PREFERENCE, Stage.PPO):  # PPO's metrics stand under `before` and `after`
         for label, first, last in measures(stage, result):
             lines.append(f"{label}: {'' if first is None else f'{_value_text(first)} → '}{_value_text(last)}")
     if stage is Stage.PPO and result.get("after"):
         lines.append(f"held-out: {conditions({'temperature': temperature_of(run)} | result)}")
         compared = comparison_lines(result)
         lines += ["", *compared] if compared else []
-    return lines
+    return [*lines, *_audit_lines(run)] if stage is Stage.REWARD else lines
+
+
+def _audit_lines(run: RunDir) -> list[str]:
+    """Return what the audit of a reward run says; nothing where none was made."""
+    try:
+        audit = read_audit(run)
+    except DamagedError as error:
+        return ["", one_line(str(error))]
+    if audit is None:
+        return []
+    found = [f"  {finding.verdict}: {one_line(finding.text)}" for finding in audit.findings]
+    return ["", f"audit: {audit.verdict}; all of it: `stackllama-console audit {run.id}`", *found]
 
 
 def _result_label(stage: Stage, key: str) -> str:
-    """Return the label of a key of ``result.json``; a reward run's metrics there are of held-out pairs."""
-    name = f"eval_{key}" if stage is Stage.REWARD else key
+    """Return the label of a key of ``result.json``; those of pairs are of held-out ones there."""
+    name = f"eval_{key}" if stage in (Stage.REWARD, Stage.PREFERENCE) else key
     label = label_of(stage, name)
     return key if label == name else label
 

@@ -19,6 +19,7 @@ from stackllama_engine.contract.stages import Stage
 OVERRIDES = {
     Stage.SFT: ["model_name_or_path=demo", "dataset_name=demo"],
     Stage.REWARD: ["model_name_or_path=demo", "dataset_name=demo"],
+    Stage.PREFERENCE: ["model_name_or_path=demo", "dataset_name=demo"],
     Stage.PPO: ["model_name_or_path=demo", "dataset_name=demo", "reward_model_path=demo"],
     Stage.MERGE: ["adapter_path=demo"],
     Stage.PIPELINE: ["model_name_or_path=demo", "dataset_name=demo"],

@@ -52,7 +52,7 @@ def test_find_target_of_a_merged_model(tmp_path: Path, stage: Stage) -> None:
 
 def test_find_target_refuses_runs_that_write_no_text(tmp_path: Path) -> None:
     pipeline = made(tmp_path, Stage.PIPELINE, name="p")
-    with pytest.raises(RefusedError, match=r"is a pipeline; .* an sft, ppo or merge run"):
+    with pytest.raises(RefusedError, match=r"is a pipeline; .* an sft, preference, ppo or merge run"):
         find_target(pipeline)
     made(tmp_path, Stage.SFT, name="p-sft")
     with pytest.raises(RefusedError, match=r"one of its stages: `p-sft`\."):

@@ -75,13 +75,18 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_every_mistake_of_a_recipe_is_in_one_message(file: Path) -> None:
-    file.write_text("model_name_or_path: gpt2\nlorar: 4\nlora_r: many\nbeta: 0.1\nzzz: {a: 1}\n")
+    file.write_text("model_name_or_path: gpt2\nlorar: 4\nlora_r: many\nrpo_alpha: 0.1\nzzz: {a: 1}\n")
     with pytest.raises(RecipeError) as caught:
         load_recipe(Stage.SFT, file)
     first, *lines = str(caught.value).splitlines()
     assert first == f"{file}: 4 mistakes:"
-    assert [line.split(":")[0].strip() for line in lines] == ["`beta=0.1`", "`lorar=4`", "`lora_r=many`", "`zzz={a"]
-    assert "kl_coef" not in lines[0] and "adam_beta2" not in lines[0] and "DPO" in lines[0]
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "`rpo_alpha=0.1`",
+        "`lorar=4`",
+        "`lora_r=many`",
+        "`zzz={a",
+    ]
+    assert "kl_coef" not in lines[0] and "adam_beta2" not in lines[0] and "preference stage" in lines[0]
 
 
 def test_mistakes_of_file_and_command_line_name_their_source(file: Path) -> None:
@@ -120,7 +125,9 @@ def test_a_pipeline_reports_the_mistakes_of_all_sections() -> None:
         ("base_model=x", "Here it is `model_name_or_path`."),
         ("micro_batch_size=2", "`per_device_train_batch_size`"),
         ("lora_target=all", "`all` is `all-linear`"),
-        ("kl_coef=0.1", "It is one of the ppo recipe."),
+        ("kl_coef=0.1", "It is a key of the ppo recipe."),
+        ("beta=0", "It is a key of the preference recipe."),
+        ("loss_type=sigmoid", "It is a key of the preference recipe."),
         ("wandb_project=p", "Leave it out: use `report_to: [wandb]`"),
         ("learningRate=1e-4", "Did you mean `learning_rate`?"),
         ("learning_rte=1e-4", "Did you mean `learning_rate`?"),
@@ -211,8 +218,7 @@ def test_values_are_read_as_in_transformers(override: str, key: str, value: Any)
     ("override", "why"),
     [
         ("push_to_hub=true", "uploading is not supported"),
-        ("beta=0", "DPO"),
-        ("loss_type=sigmoid", "DPO"),
+        ("rpo_alpha=1", "the preference stage has the keys"),
         ("deepspeed=zero3.json", "every GPU holds the whole model"),
         ("template=llama3", "choose `prompt_format: chat`"),
         ("dataset_mixture={datasets: []}", "one data set"),
@@ -392,6 +398,6 @@ def test_dpo_keys_in_a_reward_recipe_are_refused_once_each(file: Path) -> None:
     file.write_text("model_name_or_path: gpt2\nbeta: 0.01\nloss_type: [sigmoid]\nmax_length: 512\noutput_dir: x\n")
     with pytest.raises(RecipeError, match="2 mistakes") as caught:
         load_recipe(Stage.REWARD, file)
-    assert str(caught.value).count("DPO") == 2
+    assert str(caught.value).count("It is a key of the preference recipe.") == 2
     file.write_text("model_name_or_path: gpt2\nmax_length: 512\noutput_dir: x\n")
     assert isinstance(load_recipe(Stage.REWARD, file), RewardRecipe)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stackllama_engine.contract.errors import RecipeError
-from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
+from stackllama_engine.contract.recipe import PPORecipe, PreferenceRecipe, RewardRecipe, SFTRecipe, TrainedRecipe
 from stackllama_engine.contract.recipe_convert import Converted, convert_recipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import Stage
@@ -67,7 +67,7 @@ unheard_of: 1
 """
 
 
-Recipe = SFTRecipe | RewardRecipe | PPORecipe
+Recipe = TrainedRecipe
 
 
 @pytest.fixture
@@ -138,13 +138,27 @@ dataset_mixture:
     assert "org/b" in said and "test_split_size" in said and "columns" in said
 
 
-def test_dpo_has_no_stage_here_unless_one_is_asked_for(file: Path) -> None:
-    for text in ("model_name_or_path: m\nbeta: 0.1\n", LLAMA_FACTORY.replace("stage: sft", "stage: dpo")):
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("model_name_or_path: m\nbeta: 0.3\nloss_type: [sigmoid, sft]\n", 1e-6),
+        (LLAMA_FACTORY.replace("stage: sft", "stage: dpo\npref_beta: 0.3\npref_loss: ipo"), 1e-4),
+        ("base_model: m\nrl: dpo\nrl_beta: 0.3\nadapter: lora\nsequence_len: 512\nlearning_rate: 2e-5\n", 2e-5),
+    ],
+)
+def test_dpo_is_converted_to_the_preference_stage(file: Path, text: str, rate: float) -> None:
+    made, recipe = converted(file, text)
+    assert made.stage is Stage.PREFERENCE and isinstance(recipe, PreferenceRecipe)
+    assert (recipe.beta, recipe.learning_rate, recipe.use_peft, recipe.lora_dropout) == (0.3, rate, True, 0.0)
+    _, recipe = converted(file, text, Stage.REWARD)
+    assert isinstance(recipe, RewardRecipe)
+
+
+def test_methods_that_have_no_stage_here_are_refused_by_name(file: Path) -> None:
+    for text in ("model_name_or_path: m\nbeta: 0.1\nnum_generations: 8\n", LLAMA_FACTORY.replace(": sft", ": kto")):
         file.write_text(text)
-        with pytest.raises(RecipeError, match=r"DPO.*`--stage reward`"):
+        with pytest.raises(RecipeError, match=r"KTO.*`--stage preference`.*`--stage reward`"):
             convert_recipe(file)
-        _, recipe = converted(file, text, Stage.REWARD)
-        assert isinstance(recipe, RewardRecipe)
 
 
 def test_trl_ppo_recipe_is_converted(file: Path) -> None:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from stackllama_engine.contract.errors import ExitCode, RecipeError
 from stackllama_engine.contract.recipe import RECIPES, WIRED, PipelineRecipe, PPORecipe, SFTRecipe, TrainRecipe
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe, load_recipe
-from stackllama_engine.contract.stages import TRAINING_STAGES, Split, Stage
+from stackllama_engine.contract.stages import PIPELINE_STAGES, TRAINING_STAGES, Split, Stage
 
 NEEDED: dict[Stage, dict[str, Any]] = {
     Stage.SFT: {"model_name_or_path": "gpt2"},
     Stage.REWARD: {"model_name_or_path": "gpt2"},
+    Stage.PREFERENCE: {"model_name_or_path": "gpt2"},
     Stage.PPO: {"model_name_or_path": "gpt2", "reward_model_path": "r"},
     Stage.MERGE: {"adapter_path": "a"},
     Stage.PIPELINE: {"model_name_or_path": "gpt2"},
@@ -122,7 +123,7 @@ PUBLISHED: dict[Stage, dict[str, object]] = {
 """What the blog and its scripts say (https://huggingface.co/blog/stackllama)."""
 
 
-@pytest.mark.parametrize("stage", TRAINING_STAGES)
+@pytest.mark.parametrize("stage", PIPELINE_STAGES)
 def test_the_example_has_the_published_values(stage: Stage) -> None:
     pipeline = load_recipe(Stage.PIPELINE, Path(__file__).parents[2] / "examples" / "stackllama-7b.yaml")
     assert isinstance(pipeline, PipelineRecipe)
@@ -133,7 +134,7 @@ def test_the_example_has_the_published_values(stage: Stage) -> None:
 
 def test_every_stage_trains_on_its_own_split() -> None:
     splits: list[str] = []
-    for stage in TRAINING_STAGES:
+    for stage in PIPELINE_STAGES:
         recipe = build_recipe(stage, NEEDED[stage])
         assert isinstance(recipe, TrainRecipe)
         splits.append(recipe.dataset_train_split)

@@ -28,6 +28,7 @@ SHORT = ("max_steps=3", "save_steps=0")
 STAGES = {
     Stage.SFT: (*toy.SFT, *SHORT),
     Stage.REWARD: (*toy.REWARD, *SHORT),
+    Stage.PREFERENCE: (*toy.COMMON, *SHORT),
     Stage.PPO: (*in_process.PPO, "kl_coef=0.05"),
 }
 OPTIONS = ("", *NAMES, ",".join(NAMES), "liger")

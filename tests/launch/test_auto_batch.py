@@ -10,7 +10,7 @@ from stackllama_engine.budget.estimate import estimate
 from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.errors import RecipeError
-from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
+from stackllama_engine.contract.recipe import TrainedRecipe
 from stackllama_engine.contract.recipe_io import build_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
@@ -18,8 +18,13 @@ from stackllama_engine.launch import auto_batch
 from stackllama_engine.launch.launcher import plan
 
 WORDS = ("load_in_8bit=false", "dataset_name=demo", "gradient_accumulation_steps=6")
-STAGES = {Stage.SFT: (), Stage.REWARD: (), Stage.PPO: ("reward_funcs=[stackllama_engine.rewards:matches]",)}
-Recipe = SFTRecipe | RewardRecipe | PPORecipe
+STAGES = {
+    Stage.SFT: (),
+    Stage.REWARD: (),
+    Stage.PREFERENCE: (),
+    Stage.PPO: ("reward_funcs=[stackllama_engine.rewards:matches]",),
+}
+Recipe = TrainedRecipe
 
 
 def recipe_of(stage: Stage, size: object, *more: str) -> Any:

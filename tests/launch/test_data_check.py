@@ -17,6 +17,7 @@ from stackllama_engine.launch.inputs import resolve_inputs
 KEYS: dict[Stage, dict[str, Any]] = {
     Stage.SFT: {"model_name_or_path": "gpt2"},
     Stage.REWARD: {"model_name_or_path": "gpt2"},
+    Stage.PREFERENCE: {"model_name_or_path": "gpt2"},
     Stage.PPO: {"model_name_or_path": "gpt2", "reward_model_path": "owner/judge"},
     Stage.PIPELINE: {"model_name_or_path": "gpt2"},
 }

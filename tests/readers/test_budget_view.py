@@ -27,6 +27,7 @@ GIB = 1 << 30
 REQUIRED = {
     Stage.SFT: ["model_name_or_path=x"],
     Stage.REWARD: ["model_name_or_path=x"],
+    Stage.PREFERENCE: ["model_name_or_path=x"],
     Stage.PPO: ["model_name_or_path=x", "reward_model_path=y"],
     Stage.MERGE: ["adapter_path=x"],
     Stage.PIPELINE: ["model_name_or_path=x"],
@@ -45,7 +46,8 @@ def recipe(stage: Stage, *overrides: str) -> AnyRecipe:
     if stage in TRAINING_STAGES or stage is Stage.PIPELINE:
         said = [word for word in overrides if "load_in_" in word or "precision" in word]
         words += [] if said else ["base_precision=dtype" if stage is Stage.REWARD else "base_precision=int8"]
-        words += [] if any("checkpointing" in word for word in overrides) else ["gradient_checkpointing=false"]
+        again = str(stage is Stage.PREFERENCE).lower()  # both responses of a pair at once do not fit without
+        words += [] if any("checkpointing" in word for word in overrides) else [f"gradient_checkpointing={again}"]
     if stage is Stage.PIPELINE:
         words += ["sft.gradient_checkpointing=true"]
     return load_recipe(stage, None, words)

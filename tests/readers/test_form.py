@@ -18,11 +18,12 @@ from stackllama_console.readers.form_text import converted, write_text
 from stackllama_engine.contract.errors import RecipeError
 from stackllama_engine.contract.recipe import RECIPES, WIRED, PipelineRecipe, PPORecipe, SFTRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
-from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+from stackllama_engine.contract.stages import PIPELINE_STAGES, Stage
 
 REQUIRED = {
     Stage.SFT: {"model_name_or_path": "demo"},
     Stage.REWARD: {"model_name_or_path": "demo"},
+    Stage.PREFERENCE: {"model_name_or_path": "demo"},
     Stage.PPO: {"model_name_or_path": "demo", "reward_model_path": "judge"},
     Stage.MERGE: {"adapter_path": "sft-1"},
     Stage.PIPELINE: {"model_name_or_path": "demo"},
@@ -58,7 +59,7 @@ def test_a_pipelines_form_has_shared_keys_and_each_stages_own_without_the_wired_
     fields = fields_of(Stage.PIPELINE)
     shared = [key for key, field in fields.items() if field.stage is None]
     assert "learning_rate" in shared and "cliprange" not in shared and "adapter_path" not in shared
-    for stage in (*TRAINING_STAGES, Stage.MERGE):
+    for stage in (*PIPELINE_STAGES, Stage.MERGE):
         own = {field.name for field in fields.values() if field.stage is stage}
         assert own == set(RECIPES[stage].__struct_fields__) - {*WIRED[stage], "model_name_or_path"}
     assert fields["model_name_or_path"].required and fields["model_name_or_path"].wired
@@ -71,6 +72,7 @@ def test_sections_stand_together_and_the_model_comes_first() -> None:
         headings = [field.heading for field in fields_of(stage).values()]
         assert len(set(headings)) == sum(a != b for a, b in zip(["", *headings], headings, strict=False))
     assert [next(iter(fields_of(stage))) for stage in STAGES] == [
+        "model_name_or_path",
         "model_name_or_path",
         "model_name_or_path",
         "model_name_or_path",

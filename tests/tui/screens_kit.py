@@ -25,6 +25,7 @@ FORBIDDEN = {chr(code) for code in [*range(32), *range(127, 160)]} | set(
 OVERRIDES = {
     Stage.SFT: ["model_name_or_path=demo", "dataset_name=demo"],
     Stage.REWARD: ["model_name_or_path=demo", "dataset_name=demo"],
+    Stage.PREFERENCE: ["model_name_or_path=demo", "dataset_name=demo"],
     Stage.PPO: ["model_name_or_path=demo", "dataset_name=demo", "reward_model_path=demo"],
     Stage.MERGE: ["adapter_path=demo"],
     Stage.PIPELINE: ["model_name_or_path=demo", "dataset_name=demo"],

@@ -16,7 +16,7 @@ from stackllama_engine.contract.errors import UsageError
 
 from .output import PROGRAM
 
-STAGES = ("sft", "reward", "ppo", "merge", "pipeline")
+STAGES = ("sft", "reward", "preference", "ppo", "merge", "pipeline")
 
 _DESCRIPTION = """\
 The StackLLaMA recipe from a terminal: fine-tuning, reward model and PPO.
@@ -116,6 +116,7 @@ def build_parser() -> Parser:
     _add_launch(commands)
     _add_runs(commands)
     _add_chat(commands)
+    _add_audit(commands)
     _add_export(commands)
     _add_data(commands)
     _add_gpus(commands)
@@ -201,7 +202,7 @@ def _add_recipe(commands: _Commands) -> None:
     convert = _leaf(recipe, "convert", text, "recipe:convert", json=True)
     convert.add_argument("file", type=Path, metavar="FILE", help="another trainer's YAML file")
     convert.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: print the recipe)")
-    convert.add_argument("--stage", choices=STAGES[:3], help="stage of the converted recipe (default: the file's own)")
+    convert.add_argument("--stage", choices=STAGES[:4], help="stage of the converted recipe (default: the file's own)")
     convert.add_argument("--force", action="store_true", help="overwrite the file of --out")
 
 
@@ -225,7 +226,7 @@ def _add_launch(commands: _Commands) -> None:
     launch.add_argument("--canary", action=argparse.BooleanOptionalAction, default=None, help=_CANARY_HELP)
     merge = _leaf(commands, "merge", "Merge a finished run's adapter into its base model.", "launch:merge", json=True)
     merge.add_argument(
-        "run", metavar="RUN", help="run id of a finished sft, reward or ppo run, or an adapter directory"
+        "run", metavar="RUN", help="run id of a finished sft, reward, preference or ppo run, or an adapter directory"
     )
     _add_words(merge, "RUN ")
     merge.add_argument("--name", metavar="RUN", help="run id of the merge")
@@ -316,6 +317,17 @@ def _add_chat(commands: _Commands) -> None:
     chat.add_argument("--cpu", action="store_true", help="run on the CPU")
 
 
+def _add_audit(commands: _Commands) -> None:
+    text = "Say whether a reward model's scores mean anything: against simple rules, by length, on spoilt responses."
+    audit = _leaf(commands, "audit", text, "audit:audit", json=True)
+    audit.add_argument(
+        "run", metavar="RUN", help="run id of a finished reward run; a pipeline stands for its reward stage"
+    )
+    audit.add_argument("--again", action="store_true", help="make it anew, also where the run has one")
+    audit.add_argument("--svg", type=Path, metavar="FILE", help="also write a page of plots")
+    audit.add_argument("--cpu", action="store_true", help="score on the CPU")
+
+
 def _add_export(commands: _Commands) -> None:
     text = "Write a run's adapter, or its merged model, with a model card, as transformers and PEFT load it."
     export = _leaf(commands, "export", text, "export:export", json=True)
@@ -353,7 +365,7 @@ def _add_data(commands: _Commands) -> None:
     text = "show the tokens of a stage, by this recipe; a pipeline's is one as well"
     preview.add_argument("--recipe", type=Path, metavar="FILE", help=text)
     preview.add_argument(
-        "--stage", choices=STAGES[:3], help="stage of the tokens (default: by the recipe's keys, or sft)"
+        "--stage", choices=STAGES[:4], help="stage of the tokens (default: by the recipe's keys, or sft)"
     )
     _add_words(preview, "SOURCE ")
 

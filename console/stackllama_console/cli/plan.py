@@ -14,10 +14,10 @@ from stackllama_engine.budget.fit import at_least, severity
 from stackllama_engine.budget.sharding import Sharding
 from stackllama_engine.budget.speeds import MEASURED, TOKENS_PER_SECOND, speed_of
 from stackllama_engine.contract.errors import ExitCode, UsageError
-from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
+from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, SFTRecipe, TrainedRecipe
 from stackllama_engine.contract.recipe_io import read_recipe
 from stackllama_engine.contract.run_dir import Home
-from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+from stackllama_engine.contract.stages import PIPELINE_STAGES, Stage
 from stackllama_engine.launch.sections import stage_recipe
 
 from ..readers.memory_plan import Decided, MemoryPlan, Place, decide, make_plan
@@ -191,9 +191,9 @@ def _stages(recipe: AnyRecipe) -> list[EstimatedRecipe]:
     base = stage_recipe(recipe, Stage.SFT)
     assert isinstance(base, SFTRecipe)
     stages: list[EstimatedRecipe] = []
-    for stage in TRAINING_STAGES:
+    for stage in PIPELINE_STAGES:
         section = stage_recipe(recipe, stage)
-        assert isinstance(section, SFTRecipe | RewardRecipe | PPORecipe)
+        assert isinstance(section, TrainedRecipe)
         stages.append(msgspec.structs.replace(section, model_name_or_path=base.model_name_or_path))
     merge = stage_recipe(recipe, Stage.MERGE)
     assert isinstance(merge, MergeRecipe)

@@ -18,7 +18,7 @@ from stackllama_engine.contract.recipe import PipelineRecipe, PPORecipe, TrainRe
 from stackllama_engine.contract.recipe_io import key_types, load_recipe, read_file
 from stackllama_engine.contract.reward_parameters import columns_read
 from stackllama_engine.contract.run_dir import Home
-from stackllama_engine.contract.stages import TRAINING_STAGES, Split, Stage
+from stackllama_engine.contract.stages import PIPELINE_STAGES, TRAINING_STAGES, Split, Stage
 from stackllama_engine.data.kinds import kind_of
 from stackllama_engine.launch.functions import find_function, parameters_of
 from stackllama_engine.launch.inputs import INPUTS
@@ -29,7 +29,7 @@ from .child import document_of
 from .output import paint, show, show_fields
 
 _MODEL = "model_name_or_path"
-_SPLITS = {Stage.SFT: Split.FINETUNE, Stage.REWARD: Split.REWARD, Stage.PPO: Split.RL}
+_SPLITS = {Stage.SFT: Split.FINETUNE, Stage.REWARD: Split.REWARD, Stage.PREFERENCE: Split.REWARD, Stage.PPO: Split.RL}
 _STAGE_LINE = re.compile(r"# stage: (\w+)\n")
 _MOST_TOKENS = 300
 """Tokens of an example that are printed; ``--json`` has all."""
@@ -86,10 +86,10 @@ def _sections(arguments: argparse.Namespace) -> dict[Stage, TrainRecipe]:
     """Return the recipes of all stages of a pipeline's recipe, or of the one stage."""
     words = [*arguments.words, *([f"{_MODEL}=demo"] if arguments.model else [])]
     values = read_file(arguments.recipe) if arguments.recipe else {}
-    if set(values) & set(TRAINING_STAGES):
+    if set(values) & set(PIPELINE_STAGES):
         recipe = load_recipe(Stage.PIPELINE, arguments.recipe, words)
         assert isinstance(recipe, PipelineRecipe)
-        recipes = {stage: stage_recipe(recipe, stage) for stage in TRAINING_STAGES}
+        recipes = {stage: stage_recipe(recipe, stage) for stage in PIPELINE_STAGES}
     else:
         keys = {*values, *(word.partition("=")[0].partition(".")[0] for word in arguments.words)}
         stage = Stage(arguments.stage or _named_stage(arguments) or _stage_of(keys))
@@ -119,7 +119,8 @@ def _parts(sections: dict[Stage, TrainRecipe]) -> list[dict[str, Any]]:
     """Return every stage's data; without a pipeline's recipe the other stages' are their default splits."""
     own = next(iter(sections.values()))
     parts: list[dict[str, Any]] = []
-    for stage in TRAINING_STAGES:
+    instead = {Stage.REWARD: Stage.PREFERENCE} if Stage.PREFERENCE in sections else {}  # both train on the pairs
+    for stage in (instead.get(one, one) for one in PIPELINE_STAGES):
         section = sections.get(stage)
         if section is None and kind_of(own.dataset_name) == "hub":
             continue  # its splits have names of their own

@@ -20,7 +20,7 @@ from stackllama_engine.budget.speeds import MEASURED, speed_of
 from stackllama_engine.contract.errors import RecipeError
 from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
-from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+from stackllama_engine.contract.stages import PIPELINE_STAGES, Stage
 from stackllama_engine.launch.sections import stage_recipe
 
 from ..sanitise import one_line
@@ -283,7 +283,7 @@ def _stages(recipe: AnyRecipe) -> Iterator[tuple[Stage | None, EstimatedRecipe]]
     if not isinstance(recipe, PipelineRecipe):
         yield None, recipe
         return
-    for stage in (*TRAINING_STAGES, Stage.MERGE):
+    for stage in (*PIPELINE_STAGES, Stage.MERGE):
         part = stage_recipe(recipe, stage)
         assert not isinstance(part, PipelineRecipe)
         yield stage, part

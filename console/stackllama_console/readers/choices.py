@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import Home
-from stackllama_engine.contract.stages import Stage
+from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 from stackllama_engine.contract.user_dirs import home_dir
 
 from ..readings import read_run
@@ -19,7 +19,7 @@ from .input_check import MODEL, refusal
 from .model_catalog import ModelEntry, describe, find_models
 
 RUN_KEYS: dict[str, tuple[Stage, ...]] = {
-    "adapter_path": (Stage.SFT, Stage.REWARD, Stage.PPO),
+    "adapter_path": TRAINING_STAGES,
     "reward_model_path": (Stage.REWARD,),
     "policy_adapter_path": (Stage.SFT, Stage.PPO),
 }

@@ -14,7 +14,7 @@ from msgspec import UNSET
 from stackllama_engine.contract.errors import RecipeError
 from stackllama_engine.contract.recipe import ALTERNATIVES, RECIPES, WIRED, AnyRecipe, PipelineRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
-from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+from stackllama_engine.contract.stages import PIPELINE_STAGES, Stage
 from stackllama_engine.contract.wording import wrong
 from stackllama_engine.launch.sections import PLACEHOLDER
 
@@ -24,7 +24,7 @@ from .form_fields import FormField, fields_of
 PROGRAM = "stackllama-console"
 _WHERE = "recipe"
 _NAMED = re.compile(r"`(\w+)(?:[:=][^`]*)?`")
-_PARTS = (*TRAINING_STAGES, Stage.MERGE)
+_PARTS = (*PIPELINE_STAGES, Stage.MERGE)
 
 
 class Form:
@@ -73,7 +73,7 @@ class Form:
     def default_text(self, key: str) -> str:
         """Return the default as text; a pipeline's stages take the shared value for theirs."""
         field = self.fields[key]
-        if field.stage in TRAINING_STAGES and field.name in self._texts:
+        if field.stage in PIPELINE_STAGES and field.name in self._texts:
             return self._texts[field.name]
         return "" if field.default is UNSET else form_text.write_text(field, field.default)
 
@@ -209,7 +209,7 @@ class Form:
             own = {str(part): values.get(str(part), {}) for part in _PARTS}
             names = {name for name in RECIPES[stage].__struct_fields__}
             shared = {key: value for key, value in values.items() if key not in own and key in names}
-            section = (shared if stage in TRAINING_STAGES else {}) | own[str(stage)]
+            section = (shared if stage in PIPELINE_STAGES else {}) | own[str(stage)]
             try:
                 build_recipe(stage, section | dict.fromkeys(WIRED[stage], PLACEHOLDER), where=_WHERE)
             except RecipeError as error:
@@ -239,11 +239,11 @@ def _pipeline_values(recipe: PipelineRecipe) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, field in fields.items():
         if field.stage is None:
-            having = [stage for stage in TRAINING_STAGES if key in sections[stage]]
+            having = [stage for stage in PIPELINE_STAGES if key in sections[stage]]
             stage_values = [sections[stage][key] for stage in having]
             defaults = [fields[own].default if (own := f"{stage}.{key}") in fields else UNSET for stage in having]
             if stage_values != defaults and all(value == stage_values[0] for value in stage_values):
                 values[key] = stage_values[0]
-        elif field.name not in values or field.stage not in TRAINING_STAGES:
+        elif field.name not in values or field.stage not in PIPELINE_STAGES:
             values[key] = sections[field.stage][field.name]
     return values

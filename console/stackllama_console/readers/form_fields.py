@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct
 
 from stackllama_engine.contract.recipe import RECIPES, WIRED, TrainRecipe
-from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+from stackllama_engine.contract.stages import PIPELINE_STAGES, Stage
 from stackllama_engine.contract.wording import is_steps
 
 Kind = Literal["text", "whole", "number", "flag", "choice", "list", "mapping"]
@@ -29,6 +29,7 @@ _SECTIONS: dict[str, str] = {
         max_length max_prompt_length packing packing_strategy assistant_only_loss""",
     "PPO": """num_ppo_epochs cliprange cliprange_value vf_coef ent_coef gamma lam whiten_rewards whiten_advantages
         early_stopping target_kl ratio_threshold value_adapter value_head_init""",
+    "Preference": "loss_type loss_weights beta label_smoothing",
     "Sampling": """temperature response_length random_length_limits missing_eos_penalty missing_eos_reward use_vllm
         vllm_gpu_memory_utilization""",
     "KL & reward": """kl_coef kl_estimator adap_kl_ctrl target horizon normalize_reward cliprange_reward
@@ -45,7 +46,13 @@ _PLACE = {
     name: (rank, index) for rank, names in enumerate(_SECTIONS.values()) for index, name in enumerate(names.split())
 }
 _NOWHERE = (len(_SECTIONS), 0)
-_TITLES = {Stage.SFT: "SFT", Stage.REWARD: "Reward", Stage.PPO: "PPO", Stage.MERGE: "Merge"}
+_TITLES = {
+    Stage.SFT: "SFT",
+    Stage.REWARD: "Reward",
+    Stage.PREFERENCE: "Preference",
+    Stage.PPO: "PPO",
+    Stage.MERGE: "Merge",
+}
 _STEPS = "whole number, or a share of all steps below 1"
 _LEAST, _MOST = ("ge", "gt"), ("le", "lt")
 
@@ -94,7 +101,7 @@ def fields_of(stage: Stage) -> dict[str, FormField]:
         fields = _stage_fields(stage)
     else:
         fields = _shared_fields()
-        for part in (*TRAINING_STAGES, Stage.MERGE):
+        for part in (*PIPELINE_STAGES, Stage.MERGE):
             left_out = {*WIRED[part], "model_name_or_path"}  # the shared key says it once
             fields += [
                 msgspec.structs.replace(
@@ -112,19 +119,19 @@ def _heading(stage: Stage, section: str) -> str:
 
 
 def _shared_fields() -> list[FormField]:
-    defaults = {stage: {field.name: field.default for field in _stage_fields(stage)} for stage in TRAINING_STAGES}
+    defaults = {stage: {field.name: field.default for field in _stage_fields(stage)} for stage in PIPELINE_STAGES}
     shared = {field.name for field in msgspec.structs.fields(TrainRecipe)}
     fields: list[FormField] = []
-    for field in _stage_fields(TRAINING_STAGES[0]):
+    for field in _stage_fields(PIPELINE_STAGES[0]):
         if field.name not in shared:
             continue
-        stage_defaults = [defaults[stage][field.name] for stage in TRAINING_STAGES]
+        stage_defaults = [defaults[stage][field.name] for stage in PIPELINE_STAGES]
         fields.append(
             msgspec.structs.replace(
                 field,
                 heading=f"Every stage · {field.section}",
                 default=stage_defaults[0] if all(value == stage_defaults[0] for value in stage_defaults) else UNSET,
-                wired=any(field.name in WIRED[stage] for stage in TRAINING_STAGES),
+                wired=any(field.name in WIRED[stage] for stage in PIPELINE_STAGES),
             )
         )
     return fields

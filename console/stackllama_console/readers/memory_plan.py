@@ -171,7 +171,7 @@ def _sharded(recipe: EstimatedRecipe, architecture: Architecture, place: Place, 
     if not isinstance(recipe, SFTRecipe | RewardRecipe):
         raise UsageError(
             f"`--shard {shard.kind}` knows the steps of sft and reward; a {recipe.stage} run cannot be sharded: "
-            "it samples or merges with whole models. Leave `--shard` out."
+            "it samples, merges or compares with whole models. Leave `--shard` out."
         )
     estimated = estimate_sharded(recipe, architecture, shard, on_gpu=place.on_gpu)
     return MemoryPlan(

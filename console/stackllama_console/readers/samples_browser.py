@@ -26,6 +26,7 @@ _SEARCHED = 200_000  # rows searched per poll
 _REASONS = {
     Stage.SFT: "An SFT run has no samples unless A asked for some while it ran. Chat (esc, then t) shows its answers.",
     Stage.REWARD: "A reward run has no samples: it scores responses and generates none. See the PPO run that uses it.",
+    Stage.PREFERENCE: "A preference run has no samples unless A asked for some. Chat (esc, then t) shows its answers.",
     Stage.MERGE: "A merge has no samples: it generates nothing. Chat (esc, then t) shows the merged model's answers.",
     Stage.PIPELINE: "No stage of this pipeline has samples yet: PPO writes them.",
 }

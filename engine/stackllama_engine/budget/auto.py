@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.errors import RefusedError
-from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
+from ..contract.recipe import PPORecipe, TrainedRecipe, TrainRecipe
 from ..contract.recipe_common import AUTO_BATCH
 from .architecture import Architecture
 from .estimate import Estimate, estimate
@@ -20,7 +20,6 @@ from .fit import Fits, at_least, fits, severity
 
 QUANTISED = ("int8", "nf4")
 _GIB = 1 << 30
-Trained = SFTRecipe | RewardRecipe | PPORecipe
 
 
 class Case(Struct, frozen=True, kw_only=True):
@@ -36,7 +35,7 @@ class Case(Struct, frozen=True, kw_only=True):
         place: the device's name, for messages.
     """
 
-    recipe: Trained
+    recipe: TrainedRecipe
     arch: Architecture | None
     reward: Architecture | None = None
     gpus: int = 1
@@ -54,7 +53,7 @@ class Option(Struct, frozen=True, kw_only=True):
         fits: the verdict.
     """
 
-    recipe: Trained
+    recipe: TrainedRecipe
     estimate: Estimate | None
     fits: Fits
 
@@ -74,7 +73,7 @@ def has_auto(recipe: TrainRecipe) -> list[str]:
     return [key for key in ("base_precision", "gradient_checkpointing") if getattr(recipe, key) == "auto"]
 
 
-def resolve(cases: Sequence[Case]) -> list[Trained]:
+def resolve(cases: Sequence[Case]) -> list[TrainedRecipe]:
     """Return the stages with every `auto` decided.
 
     Args:
@@ -88,7 +87,7 @@ def resolve(cases: Sequence[Case]) -> list[Trained]:
     return [decide(case, level).recipe for case in cases]
 
 
-def resolve_or_nearest(cases: Sequence[Case]) -> tuple[list[Trained], str]:
+def resolve_or_nearest(cases: Sequence[Case]) -> tuple[list[TrainedRecipe], str]:
     """Decide as :func:`resolve`; where that refuses, take the last precision, and return the reason as well."""
     try:
         return resolve(cases), ""
@@ -195,7 +194,7 @@ def _demand(made: tuple[Case, Option]) -> tuple[int, int]:
     return severity(option.fits), option.estimate.device[1] if option.estimate else 0
 
 
-def _measured(case: Case, recipe: Trained) -> Option:
+def _measured(case: Case, recipe: TrainedRecipe) -> Option:
     if case.arch is None or case.bytes is None:
         return Option(recipe=recipe, estimate=None, fits="unknown")
     found = estimate(recipe, case.arch, gpus=case.gpus, on_gpu=case.on_gpu, reward=case.reward, device_bytes=case.bytes)

@@ -5,11 +5,11 @@ from typing import TypeVar
 
 import msgspec
 
-from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
+from ..contract.recipe import TrainedRecipe
 from .estimate import Estimate
 from .fit import fits
 
-Recipe = TypeVar("Recipe", bound=SFTRecipe | RewardRecipe | PPORecipe)
+Recipe = TypeVar("Recipe", bound=TrainedRecipe)
 
 
 def largest_micro_batch(recipe: Recipe, measure: Callable[[Recipe], Estimate], device_bytes: int) -> Recipe | None:

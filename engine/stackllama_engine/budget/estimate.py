@@ -8,15 +8,24 @@ from msgspec import Struct
 
 from ..contract.attention import is_flash
 from ..contract.errors import UsageError
-from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
-from . import adapter, device, inference, least, lm_head, merging, optimizer, sharding, training, weights
+from ..contract.recipe import (
+    MergeRecipe,
+    PPORecipe,
+    PreferenceRecipe,
+    RewardRecipe,
+    SFTRecipe,
+    SupervisedRecipe,
+    TrainedRecipe,
+    TrainRecipe,
+)
+from . import adapter, device, inference, least, lm_head, merging, optimizer, preference, sharding, training, weights
 from .activations import Attention, LayerMode
 from .architecture import DTYPE_BYTES, Architecture
 from .parts import Component, PhaseEstimate
 from .precision import Precision, native_bytes, precision_of
 from .rules import Rule, rules_for
 
-EstimatedRecipe = SFTRecipe | RewardRecipe | PPORecipe | MergeRecipe
+EstimatedRecipe = TrainedRecipe | MergeRecipe
 _ADAPTER = 4
 """Adapters are float32 whatever the base (``train/models.py``)."""
 _RECORD = 8
@@ -66,6 +75,8 @@ def estimate(
     match recipe:
         case SFTRecipe() | RewardRecipe():
             phases = training.phases(workload(recipe, arch, gpus=gpus, on_gpu=on_gpu))
+        case PreferenceRecipe():
+            phases = preference.phases(workload(recipe, arch, gpus=gpus, on_gpu=on_gpu))
         case PPORecipe():
             share = _vllm_share(recipe, device_bytes)
             phases = _ppo(recipe, arch, on_gpu, reward, share)
@@ -146,8 +157,8 @@ def keeps_mask(arch: Architecture, precision: Precision) -> bool:
     return precision.attention == 4 and arch.kv_heads != arch.heads
 
 
-def workload(recipe: SFTRecipe | RewardRecipe, arch: Architecture, *, gpus: int, on_gpu: bool) -> training.Workload:
-    """Describe one training step of SFT or of a reward model; see :func:`estimate`."""
+def workload(recipe: SupervisedRecipe, arch: Architecture, *, gpus: int, on_gpu: bool) -> training.Workload:
+    """Describe one training step of SFT, a reward model or the preference stage, whose ``sequences`` are pairs."""
     precision = precision_of(recipe, arch)
     pairs = isinstance(recipe, RewardRecipe)
     masked = keeps_mask(arch, precision)

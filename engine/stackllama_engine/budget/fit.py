@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.errors import RecipeError
-from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
+from ..contract.recipe import MergeRecipe, PPORecipe, TrainedRecipe, TrainRecipe
 from ..contract.recipe_io import build_recipe
 from .architecture import Architecture
 from .estimate import Estimate, EstimatedRecipe, estimate
@@ -131,7 +131,7 @@ class _Workplace(Struct, frozen=True):
     card: int
 
     def measure(self, recipe: TrainRecipe) -> Estimate:
-        assert isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe)
+        assert isinstance(recipe, TrainedRecipe)
         found = estimate(
             recipe, self.arch, gpus=self.gpus, on_gpu=self.on_gpu, reward=self.reward, device_bytes=self.card
         )

@@ -3,7 +3,7 @@
 Only what is certain is counted: no activations, no fragmentation, no CUDA context.
 """
 
-from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe
+from ..contract.recipe import MergeRecipe, TrainedRecipe
 from . import adapter, optimizer, sharding, weights
 from .architecture import Architecture
 from .parts import PhaseEstimate
@@ -15,7 +15,7 @@ _FOUR_BITS = 0.5
 
 
 def unknown(
-    recipe: SFTRecipe | RewardRecipe | PPORecipe | MergeRecipe,
+    recipe: TrainedRecipe | MergeRecipe,
     arch: Architecture,
     reward: Architecture | None = None,
     shard: sharding.Sharding | None = None,
@@ -47,7 +47,7 @@ def unknown(
 
 
 def least(
-    recipe: SFTRecipe | RewardRecipe | PPORecipe | MergeRecipe,
+    recipe: TrainedRecipe | MergeRecipe,
     arch: Architecture,
     reward: Architecture | None = None,
     shard: sharding.Sharding | None = None,
@@ -92,7 +92,7 @@ def _packed(arch: Architecture) -> int:
     return max(int((arch.packed or 0) * arch.parameters), arch.bytes_on_disk)
 
 
-def _moments(recipe: SFTRecipe | RewardRecipe | PPORecipe, arch: Architecture, width: int) -> int:
+def _moments(recipe: TrainedRecipe, arch: Architecture, width: int) -> int:
     """Return the bytes of the optimizer's moments; those that may be in host memory, and Adafactor's, count as 0."""
     if recipe.optim in ("adamw_torch", "adamw_torch_fused"):
         return 2 * width * arch.parameters

@@ -1,6 +1,6 @@
 """Phases of one DPO step on pairs against a frozen reference (arXiv:2305.18290), as in TRL's DPOTrainer.
 
-No stage of the engine trains this way; ``benchmarks/formula_vs_trace.py`` compares the formula with a trace.
+``benchmarks/formula_vs_trace.py`` compares the formula with a trace.
 """
 
 import msgspec

@@ -13,7 +13,7 @@ import msgspec
 
 from ..contract.child_environment import source_path
 from ..contract.errors import UsageError
-from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
+from ..contract.recipe import TrainedRecipe
 from ..contract.threads import thread_environment
 from . import gguf
 from .architecture import Architecture
@@ -25,10 +25,8 @@ TIMEOUT = 300.0
 _MODULE = "stackllama_engine.budget.trace"
 _MOST_LETTERS = 300
 
-TracedRecipe = SFTRecipe | RewardRecipe | PPORecipe
 
-
-def trace(recipe: TracedRecipe, model: Path, *, reward_model: Path | None = None, timeout: float = TIMEOUT) -> Trace:
+def trace(recipe: TrainedRecipe, model: Path, *, reward_model: Path | None = None, timeout: float = TIMEOUT) -> Trace:
     """Trace the allocated bytes of a recipe on one GPU, phase by phase, by running it without weights.
 
     Args:

@@ -10,7 +10,7 @@ from .run_dir import RunDir
 from .stages import Stage
 from .user_files import any_object
 
-WRITING = (Stage.PPO, Stage.SFT)
+WRITING = (Stage.PPO, Stage.PREFERENCE, Stage.SFT)
 """Stages that can be chatted with from their first checkpoint on; a merge, once it has finished."""
 
 
@@ -81,4 +81,4 @@ def _others(run: RunDir) -> str:
     pipeline = next((run.id.removesuffix(f"-{c.suffix}") for c in CHILDREN if run.id.endswith(f"-{c.suffix}")), run.id)
     ids = [child_id(pipeline, child.suffix) for child in reversed(CHILDREN) if child.stage in WRITING]
     writers = [name for name in ids if (run.path.parent / name / "state.json").is_file()]
-    return " or ".join(f"`{name}`" for name in writers) + "." if writers else "an sft, ppo or merge run."
+    return " or ".join(f"`{name}`" for name in writers) + "." if writers else "an sft, preference, ppo or merge run."

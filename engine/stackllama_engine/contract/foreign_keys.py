@@ -60,7 +60,7 @@ TRL_ONLY = frozenset(
 )
 """Keys by which a recipe of TRL or transformers is recognised."""
 
-_DPO = "DPO and similar methods are not supported; train a reward model on the pairs, then PPO"
+_DPO = "the preference stage has the keys `loss_type`, `loss_weights`, `beta` and `label_smoothing`; remove this one"
 _SPECIAL = "special tokens are the tokenizer's own; remove it"
 _SHARDED = (
     "sharding is not supported: every GPU holds the whole model, in 8 or 4 bits if needed (`base_precision`); remove it"
@@ -109,8 +109,6 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("dataset_mixture", "dataset_mixer", "dataset_splits", "datasets"), _MIXTURE),
     **dict.fromkeys(
         (
-            "beta",
-            "loss_type",
             "rpo_alpha",
             "reference_free",
             "precompute_ref_log_probs",
@@ -118,15 +116,11 @@ REFUSED: dict[str, str] = {
             "f_divergence_type",
             "sync_ref_model",
             "ref_model_mixup_alpha",
-            "label_smoothing",
             "simpo_gamma",
             "cpo_alpha",
             "desirable_weight",
             "undesirable_weight",
-            "pref_beta",
-            "pref_loss",
             "pref_ftx",
-            "rl",
             "generate_during_eval",
             "max_completion_length",
         ),
@@ -142,7 +136,6 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "truncation_mode": ("keep_start",),
     "lora_bias": ("none",),
     "init_lora_weights": (True,),
-    "beta": (),
 }
 """Neutral values of refused keys, besides null, false, 0, '' and empty brackets."""
 
@@ -155,7 +148,7 @@ def refusal(key: str, value: Any) -> str | None:
     neutral = ASKS_FOR_NOTHING.get(key, ())
     if any(value is one or (isinstance(one, str) and value == one) for one in neutral):
         return ""
-    # `average_tokens_across_devices: false` and `beta: 0` are not neutral
+    # `average_tokens_across_devices: false` is not neutral
     asks = key in ASKS_FOR_NOTHING and value is not None and value != "none"
     return why if value or asks else ""
 
@@ -195,7 +188,7 @@ _IMAGES = "images, audio and video are not supported"
 _VOCABULARY = "the tokenizer is used unchanged"
 _TEMPLATE = "`prompt_format: chat` uses the tokenizer's chat template, or a file of your own, `chat_template`"
 _HELD_OUT = "the held-out data is a split, `dataset_test_split`, limited by `max_eval_samples`"
-_NEW_ADAPTER = "sft and reward start from a new adapter; merge the old one first"
+_NEW_ADAPTER = "sft, reward and preference start from a new adapter; merge the old one first"
 
 LLAMA_FACTORY: dict[str, ForeignKey] = {
     **_same(
@@ -212,6 +205,8 @@ LLAMA_FACTORY: dict[str, ForeignKey] = {
         vllm_gpu_util="vllm_gpu_memory_utilization",
         max_new_tokens="response_length",
         val_dataset="dataset_name",
+        pref_beta="beta",
+        pref_loss="loss_type",
     ),
     "lora_target": ForeignKey("lora_target_modules", "`all` is `all-linear`", _modules),
     "flash_attn": ForeignKey("attn_implementation", "`fa2` is `flash_attention_2`", _attention),
@@ -223,7 +218,7 @@ LLAMA_FACTORY: dict[str, ForeignKey] = {
     "quantization_type": ForeignKey("base_precision", "the same word, where `quantization_bit` is 4"),
     "quantization_method": ForeignKey(why="quantisation is always by bitsandbytes"),
     "finetuning_type": ForeignKey(why="`lora` is `use_peft: true`, `full` is `use_peft: false`"),
-    "stage": ForeignKey(why="the command sets the stage: `launch sft`, `launch reward`, `launch ppo`"),
+    "stage": ForeignKey(why="the command sets the stage, as in `launch sft` or `launch preference`"),
     "val_size": ForeignKey(why=_HELD_OUT),
     "adapter_name_or_path": ForeignKey("policy_adapter_path", _NEW_ADAPTER),
     "disable_gradient_checkpointing": ForeignKey("gradient_checkpointing", "inverted", lambda value: not value),
@@ -276,7 +271,9 @@ AXOLOTL: dict[str, ForeignKey] = {
         revision_of_model="model_revision",
         float16="fp16",
         bfloat16="bf16",
+        rl_beta="beta",
     ),
+    "rl": ForeignKey(why="the command sets the stage: `dpo` is `launch preference`"),
     "optimizer": ForeignKey("optim", "", _optimizer),
     "adapter": ForeignKey(why="`lora` and `qlora` are `use_peft: true`; no adapter is `use_peft: false`"),
     "lora_target_linear": ForeignKey(why="`true` is `lora_target_modules: all-linear`"),

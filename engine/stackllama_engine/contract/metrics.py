@@ -14,12 +14,12 @@ from .stages import Stage
 Unit = Literal["number", "bytes", "seconds", "tokens/s", "tokens"]
 Better = Literal["higher", "lower"]
 
-SFT, REWARD, PPO, MERGE = Stage.SFT, Stage.REWARD, Stage.PPO, Stage.MERGE
+SFT, REWARD, PREFERENCE, PPO, MERGE = Stage.SFT, Stage.REWARD, Stage.PREFERENCE, Stage.PPO, Stage.MERGE
 MEMORY = "memory"
 """A metric whose values are in events of the kind ``memory``."""
 OTHER = None
 """The stage of another trainer's run."""
-_TRAINED = (SFT, REWARD, PPO, OTHER)
+_TRAINED = (SFT, REWARD, PREFERENCE, PPO, OTHER)
 
 
 class Metric(Struct, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ _KL = "KL to the reference"
 _OBJECTIVE = "PPO's objective"
 
 METRICS: tuple[Metric, ...] = (
-    # SFT and reward model
+    # SFT, reward model and preference
     Metric(
         name="accuracy",
         stages=(REWARD,),
@@ -81,19 +81,62 @@ METRICS: tuple[Metric, ...] = (
         help="`accuracy` of held-out pairs.",
     ),
     Metric(
+        name="rewards/accuracies",
+        stages=(PREFERENCE,),
+        label="accuracy",
+        chart="accuracy",
+        series="train",
+        short="accuracy",
+        listed=2,
+        listed_as="accuracy",
+        better="higher",
+        help="Share of pairs whose chosen response has the higher implied reward: β × (log π − log π_ref).",
+    ),
+    Metric(
+        name="eval_rewards/accuracies",
+        stages=(PREFERENCE,),
+        label="held-out accuracy",
+        chart="accuracy",
+        series="held-out",
+        short="held-out accuracy",
+        listed=1,
+        listed_as="accuracy",
+        better="higher",
+        help="`rewards/accuracies` of held-out pairs, without ties.",
+    ),
+    Metric(
+        name="rewards/margins",
+        stages=(PREFERENCE,),
+        label="margin",
+        chart="margin",
+        series="train",
+        short="margin",
+        better="higher",
+        help="Mean implied reward of chosen minus rejected responses.",
+    ),
+    Metric(
+        name="eval_rewards/margins",
+        stages=(PREFERENCE,),
+        label="held-out margin",
+        chart="margin",
+        series="held-out",
+        better="higher",
+        help="`rewards/margins` of held-out pairs.",
+    ),
+    Metric(
         name="loss",
-        stages=(SFT, REWARD, OTHER),
+        stages=(SFT, REWARD, PREFERENCE, OTHER),
         label="loss",
         chart="loss",
         series="train",
         short="loss",
         listed=3,
         better="lower",
-        help="Training loss: per token in SFT, per pair in the reward stage.",
+        help="Training loss: per token in SFT, per pair in the other stages.",
     ),
     Metric(
         name="eval_loss",
-        stages=(SFT, REWARD, OTHER),
+        stages=(SFT, REWARD, PREFERENCE, OTHER),
         label="held-out loss",
         chart="loss",
         series="held-out",
@@ -101,17 +144,17 @@ METRICS: tuple[Metric, ...] = (
         listed=2,
         listed_as="eval_loss",
         better="lower",
-        help="`loss` of held-out rows.",
+        help="`loss` of held-out rows; in the preference stage that of `loss_type: sigmoid`, whatever trains.",
     ),
     Metric(
         name="mean_token_accuracy",
-        stages=(SFT,),
+        stages=(SFT, PREFERENCE),
         label="token accuracy",
         chart="token accuracy",
         series="train",
         short="token accuracy",
         better="higher",
-        help="Share of tokens that are the most likely one.",
+        help="Share of tokens that are the most likely one; of chosen responses in the preference stage.",
     ),
     Metric(
         name="eval_mean_token_accuracy",
@@ -140,6 +183,70 @@ METRICS: tuple[Metric, ...] = (
         series="held-out",
         better="higher",
         help="`margin` of held-out pairs.",
+    ),
+    Metric(
+        name="rewards/chosen",
+        stages=(PREFERENCE,),
+        label="implied reward, chosen",
+        chart="implied reward",
+        series="chosen",
+        help="Mean implied reward of chosen responses; below 0: less likely than under the reference.",
+    ),
+    Metric(
+        name="rewards/rejected",
+        stages=(PREFERENCE,),
+        label="implied reward, rejected",
+        chart="implied reward",
+        series="rejected",
+        help="Mean implied reward of rejected responses.",
+    ),
+    Metric(
+        name="eval_rewards/chosen",
+        stages=(PREFERENCE,),
+        label="held-out implied reward, chosen",
+        chart="implied reward",
+        series="chosen, held-out",
+        help="`rewards/chosen` of held-out pairs.",
+    ),
+    Metric(
+        name="eval_rewards/rejected",
+        stages=(PREFERENCE,),
+        label="held-out implied reward, rejected",
+        chart="implied reward",
+        series="rejected, held-out",
+        help="`rewards/rejected` of held-out pairs.",
+    ),
+    Metric(
+        name="logps/chosen",
+        stages=(PREFERENCE,),
+        label="log-probability, chosen",
+        chart="log-probability of a response",
+        series="chosen",
+        help="Mean log-probability of chosen responses, in nats.",
+    ),
+    Metric(
+        name="logps/rejected",
+        stages=(PREFERENCE,),
+        label="log-probability, rejected",
+        chart="log-probability of a response",
+        series="rejected",
+        help="Mean log-probability of rejected responses, in nats.",
+    ),
+    Metric(
+        name="logits/chosen",
+        stages=(PREFERENCE,),
+        label="mean logit, chosen",
+        chart="mean logit",
+        series="chosen",
+        help="Mean logit over the tokens of chosen responses.",
+    ),
+    Metric(
+        name="logits/rejected",
+        stages=(PREFERENCE,),
+        label="mean logit, rejected",
+        chart="mean logit",
+        series="rejected",
+        help="Mean logit over the tokens of rejected responses.",
     ),
     # PPO
     Metric(
@@ -232,7 +339,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name=MEMORY,
-        stages=(SFT, REWARD, PPO),
+        stages=(SFT, REWARD, PREFERENCE, PPO),
         label="memory",
         chart="memory",
         unit="bytes",
@@ -550,7 +657,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="entropy",
-        stages=(SFT,),
+        stages=(SFT, PREFERENCE),
         label="entropy",
         chart="entropy",
         series="train",
@@ -566,15 +673,15 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="tokens_per_second",
-        stages=(SFT, REWARD, PPO),
+        stages=(SFT, REWARD, PREFERENCE, PPO),
         label="tokens/s",
         chart="tokens per second",
         series="all tokens",
         short="tokens/s",
         better="higher",
         unit="tokens/s",
-        help="Tokens per second of the step, prompt and response, each counted once however many epochs read it. SFT "
-        "and reward model: training tokens without padding. PPO: of rollout, scoring and update together.",
+        help="Tokens per second of the step, prompt and response, each counted once however many epochs read it. All "
+        "stages but PPO: training tokens without padding. PPO: of rollout, scoring and update together.",
     ),
     Metric(
         name="response_tokens_per_second",
@@ -659,7 +766,7 @@ METRICS: tuple[Metric, ...] = (
     # counts
     Metric(
         name="num_tokens",
-        stages=(SFT, REWARD),
+        stages=(SFT, REWARD, PREFERENCE),
         label="tokens so far",
         unit="tokens",
         help="Training tokens so far, without padding.",
@@ -725,15 +832,15 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="eval_pairs",
-        stages=(REWARD,),
+        stages=(REWARD, PREFERENCE),
         label="held-out pairs",
         help="Pairs that were evaluated.",
     ),
     Metric(
         name="eval_ties",
-        stages=(REWARD,),
+        stages=(REWARD, PREFERENCE),
         label="held-out ties",
-        help="Held-out pairs whose scores are equal; `eval_accuracy` leaves them out.",
+        help="Held-out pairs whose scores, or implied rewards, are equal; held-out accuracy leaves them out.",
     ),
     Metric(
         name="eval_mean_reward",
@@ -744,7 +851,7 @@ METRICS: tuple[Metric, ...] = (
     # results: keys of `result.json` that no event has
     Metric(
         name="loss_last",
-        stages=(SFT,),
+        stages=(SFT, PREFERENCE),
         label="loss, training batch",
         better="lower",
         help="In results: `loss` of the last training batch, beside `loss_first`, that of the first.",

@@ -42,6 +42,7 @@ from .recipe_ppo import (
     PPORecipe,
     RewardFunc,
 )
+from .recipe_preference import PreferenceRecipe
 from .stages import Split, Stage
 
 __all__ = [
@@ -59,10 +60,13 @@ __all__ = [
     "Optim",
     "PPORecipe",
     "PipelineRecipe",
+    "PreferenceRecipe",
     "RewardFunc",
     "RewardRecipe",
     "SFTRecipe",
+    "SupervisedRecipe",
     "TrainRecipe",
+    "TrainedRecipe",
 ]
 
 
@@ -166,7 +170,7 @@ class MergeRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     stage: ClassVar[Stage] = Stage.MERGE
 
     adapter_path: Annotated[
-        str, about("Adapter to merge: finished SFT, reward or PPO run, or adapter directory.", min_length=1)
+        str, about("Adapter to merge: finished SFT, reward, preference or PPO run, or adapter directory.", min_length=1)
     ]
     base_model_name_or_path: Annotated[
         str | None,
@@ -192,15 +196,19 @@ class PipelineRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     merge: dict[str, Any]
 
 
-AnyRecipe = SFTRecipe | RewardRecipe | PPORecipe | MergeRecipe | PipelineRecipe
+SupervisedRecipe = SFTRecipe | RewardRecipe | PreferenceRecipe
+"""Of the stages that train on a fixed data set, with transformers' Trainer."""
+TrainedRecipe = SupervisedRecipe | PPORecipe
+AnyRecipe = TrainedRecipe | MergeRecipe | PipelineRecipe
 
 RECIPES: dict[Stage, type[AnyRecipe]] = {
-    cls.stage: cls for cls in (SFTRecipe, RewardRecipe, PPORecipe, MergeRecipe, PipelineRecipe)
+    cls.stage: cls for cls in (SFTRecipe, RewardRecipe, PreferenceRecipe, PPORecipe, MergeRecipe, PipelineRecipe)
 }
 
 WIRED: dict[Stage, tuple[str, ...]] = {
     Stage.SFT: (),
     Stage.REWARD: ("model_name_or_path",),
+    Stage.PREFERENCE: (),
     Stage.PPO: ("model_name_or_path", "reward_model_path"),
     Stage.MERGE: ("adapter_path",),
 }

@@ -24,7 +24,6 @@ from .wording import echo, wrong
 
 TRL = "TRL"
 _NO_STAGE = {
-    "dpo": "DPO",
     "kto": "KTO",
     "orpo": "ORPO",
     "ipo": "IPO",
@@ -34,7 +33,11 @@ _NO_STAGE = {
     "ebft": "EBFT",
     "gdpo": "GDPO",
 }
-_STAGES = {"sft": Stage.SFT, "rm": Stage.REWARD, "ppo": Stage.PPO}
+_STAGES = {"sft": Stage.SFT, "rm": Stage.REWARD, "dpo": Stage.PREFERENCE, "ppo": Stage.PPO}
+_OF_OTHER_METHODS = frozenset(
+    {"rpo_alpha", "cpo_alpha", "simpo_gamma", "desirable_weight", "undesirable_weight", "num_generations"}
+)
+"""Keys of TRL's trainers for pairs, votes or rewards that have `beta` and `loss_type` as well."""
 
 _TRAINER: dict[str, Any] = {
     "use_peft": False,
@@ -77,6 +80,7 @@ _TRL_PPO = {
 DEFAULTS: dict[tuple[str, Stage], dict[str, Any]] = {
     (TRL, Stage.SFT): _TRL | {"learning_rate": 2e-5, "packing": False},
     (TRL, Stage.REWARD): _TRL | {"learning_rate": 1e-4, "lora_r": 16, "lora_dropout": 0.05},
+    (TRL, Stage.PREFERENCE): _TRL | {"learning_rate": 1e-6, "lora_r": 16},
     (TRL, Stage.PPO): {key: value for key, value in (_TRL | _TRL_PPO).items() if value is not None}
     | {"lora_target_modules": None},
     ("LLaMA-Factory", Stage.SFT): _TRAINER
@@ -102,6 +106,8 @@ DEFAULTS: dict[tuple[str, Stage], dict[str, Any]] = {
 """Defaults of other trainers (their configuration classes), by our keys."""
 DEFAULTS["LLaMA-Factory", Stage.REWARD] = DEFAULTS["LLaMA-Factory", Stage.SFT]
 DEFAULTS["axolotl", Stage.REWARD] = DEFAULTS["axolotl", Stage.SFT]
+DEFAULTS["LLaMA-Factory", Stage.PREFERENCE] = DEFAULTS["LLaMA-Factory", Stage.SFT]
+DEFAULTS["axolotl", Stage.PREFERENCE] = DEFAULTS["axolotl", Stage.SFT]
 
 
 class Converted(Struct, frozen=True, kw_only=True):
@@ -162,11 +168,13 @@ def _stage_of(file: Path, source: str, given: Mapping[str, Any]) -> Stage:
         RecipeError: this engine does not have it.
     """
     if source == TRL:
-        if {"beta", "loss_type", "rpo_alpha"} & set(given):
-            raise _no_stage(file, "DPO or a similar method")
         keys = set(given)
+        if _OF_OTHER_METHODS & keys:
+            raise _no_stage(file, "KTO, ORPO, GRPO or a similar method")
         if keys & {"reward_model_path", "total_episodes", "num_ppo_epochs", "kl_coef", "sft_model_path"}:
             return Stage.PPO
+        if keys & {"beta", "loss_type"}:
+            return Stage.PREFERENCE
         return Stage.REWARD if "center_rewards_coefficient" in keys else Stage.SFT
     named = str(given.get("stage") if source == "LLaMA-Factory" else given.get("rl") or "sft")
     if given.get("reward_model") is True:  # axolotl
@@ -178,8 +186,8 @@ def _stage_of(file: Path, source: str, given: Mapping[str, Any]) -> Stage:
 
 def _no_stage(file: Path, name: str) -> RecipeError:
     return RecipeError(
-        f"{file}: this recipe is for {name}, which is not supported. `--stage reward` converts it to one that trains a "
-        "reward model on its pairs."
+        f"{file}: this recipe is for {name}, which is not supported. `--stage preference` converts it to DPO on its "
+        "pairs, `--stage reward` to a reward model."
     )
 
 
@@ -332,9 +340,9 @@ def _ours(stage: Stage, values: Mapping[str, Any], left: Findings) -> dict[str, 
 def _consistent(stage: Stage, values: dict[str, Any], left: Findings) -> dict[str, Any]:
     """Remove values that this engine would refuse together with others."""
     values = dict(values)
-    if stage is Stage.PPO:
+    if stage in (Stage.PREFERENCE, Stage.PPO):
         if not values["use_peft"]:
-            left.wrong("", "`use_peft=false`: PPO needs an adapter, so that policy and reference share one base")
+            left.wrong("", f"`use_peft=false`: {stage} needs an adapter, so that policy and reference share one base")
         values |= {"use_peft": True, "lora_dropout": 0.0}
     if not values["use_peft"]:
         if values.get("base_precision") in ("int8", *FOUR_BITS):

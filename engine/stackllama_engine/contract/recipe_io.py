@@ -23,7 +23,7 @@ from .foreign_keys import TRL_ONLY, format_of, meaning
 from .old_keys import is_old, read_old_keys
 from .precision_keys import is_former, put_over, without_kind
 from .recipe import RECIPES, WIRED, AnyRecipe, PipelineRecipe, TrainRecipe
-from .stages import TRAINING_STAGES, Stage
+from .stages import PIPELINE_STAGES, TRAINING_STAGES, Stage
 from .translate import translate
 from .user_files import read_text
 from .user_yaml import YamlError, load_yaml
@@ -288,7 +288,7 @@ def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
         return f" Leave it out: {foreign.why}." if foreign.why else ""
     others = [str(stage) for stage in (*TRAINING_STAGES, Stage.MERGE) if key in key_types(stage)]
     if others:
-        return f" It is one of the {' and '.join(others)} recipe{'s' * (len(others) > 1)}."
+        return f" It is a key of the {' and '.join(others)} recipe{'s' * (len(others) > 1)}."
     near = slip_of(key, known)
     return f" Did you mean `{near}`?" if near and is_of_type(value, known[near]) else ""
 
@@ -303,10 +303,10 @@ def _absolute(value: Any, find: Callable[[str], Path | None]) -> Any:
 
 def _build_pipeline(layers: Sequence[_Layer], where: str, findings: Findings) -> PipelineRecipe | None:
     """Give shared keys at the top to every training stage that has them; a stage's section overrides them."""
-    types = {stage: key_types(stage) for stage in (*TRAINING_STAGES, Stage.MERGE)}
+    types = {stage: key_types(stage) for stage in (*PIPELINE_STAGES, Stage.MERGE)}
     sections: dict[Stage, list[dict[str, Entry]]] = {stage: [] for stage in types}
     shared: dict[str, Entry] = {}
-    shared_types = {key: wanted for stage in TRAINING_STAGES for key, wanted in types[stage].items()}
+    shared_types = {key: wanted for stage in PIPELINE_STAGES for key, wanted in types[stage].items()}
     for source, values in layers:
         top = {key: value for key, value in values.items() if key not in {str(stage) for stage in types}}
         shared = put_over(shared, translate(top, shared_types, source, findings), shared_types, findings)
@@ -324,7 +324,7 @@ def _build_pipeline(layers: Sequence[_Layer], where: str, findings: Findings) ->
             )
     resolved: dict[str, dict[str, Any]] = {}
     for stage, layers_of_stage in sections.items():
-        inherited = shared if stage in TRAINING_STAGES else {}
+        inherited = shared if stage in PIPELINE_STAGES else {}
         own = {key: entry for key, entry in inherited.items() if key in types[stage] or _is_read(key, types[stage])}
         for layer in layers_of_stage:
             own = put_over(own, layer, types[stage], findings)

@@ -34,12 +34,13 @@ PAUSED = "paused"
 WAITING_FOR_ROOM = "waiting for room on the disk"
 """Phase of a run that waits because it could not write; its event carries the numbers."""
 
-SAMPLING: frozenset[Stage] = frozenset({Stage.SFT, Stage.PPO})
+SAMPLING: frozenset[Stage] = frozenset({Stage.SFT, Stage.PREFERENCE, Stage.PPO})
 """Stages that can sample responses."""
 
 SETTABLE: dict[Stage, tuple[str, ...]] = {
     Stage.SFT: ("learning_rate",),
     Stage.REWARD: ("learning_rate",),
+    Stage.PREFERENCE: ("learning_rate",),
     Stage.PPO: ("learning_rate", "kl_coef"),
 }
 """Recipe keys that may change at a step boundary."""

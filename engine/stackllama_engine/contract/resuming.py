@@ -43,6 +43,7 @@ _OPTIMIZER = frozenset({"learning_rate", "weight_decay", "adam_beta1", "adam_bet
 KEPT: dict[Stage, frozenset[str]] = {
     Stage.SFT: _OPTIMIZER,
     Stage.REWARD: _OPTIMIZER,
+    Stage.PREFERENCE: _OPTIMIZER,
     Stage.PPO: frozenset({"learning_rate", "value_learning_rate", "kl_coef", "value_head_init"}),
 }
 """Keys whose value is restored from the checkpoint; every other key is applied from the next step on."""

@@ -4,16 +4,19 @@ import enum
 
 
 class Stage(enum.StrEnum):
-    """Stage of a run. ``pipeline`` runs the others in this order, each in its own run directory."""
+    """Stage of a run. ``pipeline`` runs SFT, reward, PPO and merges in this order, each in its own run directory."""
 
     SFT = "sft"
     REWARD = "reward"
+    PREFERENCE = "preference"
     PPO = "ppo"
     MERGE = "merge"
     PIPELINE = "pipeline"
 
 
-TRAINING_STAGES = (Stage.SFT, Stage.REWARD, Stage.PPO)
+TRAINING_STAGES = (Stage.SFT, Stage.REWARD, Stage.PREFERENCE, Stage.PPO)
+PIPELINE_STAGES = (Stage.SFT, Stage.REWARD, Stage.PPO)
+"""Stages of a pipeline that train."""
 
 
 class Split(enum.StrEnum):

@@ -45,6 +45,7 @@ ALL_SCALARS = ("*",)
 NEEDS: dict[Stage, tuple[str, ...]] = {
     Stage.SFT: ("question", "response_j"),
     Stage.REWARD: TEXT_COLUMNS,
+    Stage.PREFERENCE: TEXT_COLUMNS,
     Stage.PPO: ("question",),
 }
 """Columns that each stage reads."""

@@ -11,8 +11,8 @@ from ..budget.auto_batch import largest_micro_batch
 from ..budget.estimate import Estimate, estimate
 from ..budget.model_files import read_architecture
 from ..contract.errors import RecipeError
-from ..contract.recipe import AnyRecipe, PPORecipe, RewardRecipe, SFTRecipe
-from .expected import TrainedRecipe, model_files, own_reward
+from ..contract.recipe import AnyRecipe, PPORecipe, PreferenceRecipe, RewardRecipe, SFTRecipe, TrainedRecipe
+from .expected import model_files, own_reward
 from .gpus import smallest_card
 from .main_memory import main_memory
 
@@ -30,7 +30,9 @@ def resolve_batch(recipe: AnyRecipe, gpus: Sequence[str]) -> AnyRecipe:
         RecipeError: its memory is not known, or nothing fits.
     """
     match recipe:
-        case SFTRecipe() | RewardRecipe() | PPORecipe() if recipe.per_device_train_batch_size == "auto":
+        case SFTRecipe() | RewardRecipe() | PreferenceRecipe() | PPORecipe() if (
+            recipe.per_device_train_batch_size == "auto"
+        ):
             return _resolve(recipe, [] if recipe.use_cpu else gpus)
         case _:
             return recipe
@@ -46,7 +48,7 @@ def refuse_open_batch(recipe: AnyRecipe, why: str) -> None:
     Raises:
         RecipeError: it says `auto`.
     """
-    if isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe) and recipe.per_device_train_batch_size == "auto":
+    if isinstance(recipe, TrainedRecipe) and recipe.per_device_train_batch_size == "auto":
         raise RecipeError(f"recipe: `per_device_train_batch_size: auto`: {why}; {_SET}.")
 
 
@@ -57,9 +59,9 @@ def batch_notices(request: AnyRecipe, recipe: AnyRecipe) -> list[str]:
         request: the recipe as it was given.
         recipe: the same, resolved.
     """
-    if not isinstance(request, SFTRecipe | RewardRecipe | PPORecipe) or request.per_device_train_batch_size != "auto":
+    if not isinstance(request, TrainedRecipe) or request.per_device_train_batch_size != "auto":
         return []
-    assert isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe)
+    assert isinstance(recipe, TrainedRecipe)
     return [
         f"`per_device_train_batch_size: auto` is {recipe.per_device_train_batch_size}, with "
         f"`gradient_accumulation_steps: {recipe.gradient_accumulation_steps}`: the largest micro-batch that fits"

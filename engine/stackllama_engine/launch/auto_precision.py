@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from ..budget.architecture import Architecture
-from ..budget.auto import Case, Trained, has_auto, resolve
+from ..budget.auto import Case, has_auto, resolve
 from ..budget.model_files import read_architecture
 from ..contract.errors import RecipeError, UsageError
-from ..contract.recipe import WIRED, AnyRecipe, PipelineRecipe, PPORecipe
+from ..contract.recipe import WIRED, AnyRecipe, PipelineRecipe, PPORecipe, TrainedRecipe
 from .expected import model_files, own_reward
 from .gpus import smallest_card
 from .main_memory import main_memory
@@ -57,7 +57,7 @@ def refuse_auto(recipe: AnyRecipe) -> None:
             )
 
 
-def _case(recipe: Trained, gpus: list[str]) -> Case:
+def _case(recipe: TrainedRecipe, gpus: list[str]) -> Case:
     if recipe.use_cpu or not gpus:
         memory, processes = main_memory().total, recipe.num_processes or 1
         arch, reward = _architectures(recipe)
@@ -75,7 +75,7 @@ def _case(recipe: Trained, gpus: list[str]) -> Case:
     )
 
 
-def _architectures(recipe: Trained) -> tuple[Architecture | None, Architecture | None]:
+def _architectures(recipe: TrainedRecipe) -> tuple[Architecture | None, Architecture | None]:
     """Return the sizes of the model and of a separate reward model; None where their files do not say them."""
     files = model_files(recipe.model_name_or_path, recipe.model_revision)
     if files is None:

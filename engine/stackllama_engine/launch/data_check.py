@@ -9,15 +9,24 @@ from pathlib import Path
 
 from ..contract.atomic_files import existing_files
 from ..contract.errors import DataError
-from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
-from ..contract.stages import TRAINING_STAGES
+from ..contract.recipe import (
+    AnyRecipe,
+    MergeRecipe,
+    PipelineRecipe,
+    PPORecipe,
+    PreferenceRecipe,
+    RewardRecipe,
+    SFTRecipe,
+    TrainedRecipe,
+)
+from ..contract.stages import PIPELINE_STAGES
 from ..data.columns import ALL_SCALARS, LOOK_AT, NEEDS, Columns, extra_columns, look_at, notices
 from ..data.kinds import DEMO, has_known_columns, kind_of, needs_pyarrow
 from ..data.local import ALL, local_rows
 from .sections import stage_recipe
 
 
-def check_data(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> Columns | None:
+def check_data(recipe: TrainedRecipe) -> Columns | None:
     """Read the columns of local data off its first rows; None for a hub set, or where Parquet cannot be read.
 
     Raises:
@@ -69,9 +78,9 @@ def data_notices(recipe: AnyRecipe) -> list[str]:
         case MergeRecipe():
             return []
         case PipelineRecipe():
-            of_stages = [data_notices(stage_recipe(recipe, stage)) for stage in TRAINING_STAGES]
+            of_stages = [data_notices(stage_recipe(recipe, stage)) for stage in PIPELINE_STAGES]
             return list(dict.fromkeys(notice for found in of_stages for notice in found))
-        case SFTRecipe() | RewardRecipe() | PPORecipe():
+        case SFTRecipe() | RewardRecipe() | PreferenceRecipe() | PPORecipe():
             columns = check_data(recipe)
             if columns is None or has_known_columns(recipe.dataset_name):
                 return []

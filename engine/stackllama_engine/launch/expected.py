@@ -10,7 +10,7 @@ from ..budget.estimate import Estimate, estimate
 from ..budget.model_files import read_architecture
 from ..contract.atomic_files import existing
 from ..contract.errors import UsageError
-from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
+from ..contract.recipe import PPORecipe, TrainedRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.run_dir import RunDir
 from ..contract.stages import TRAINING_STAGES, Stage
@@ -18,7 +18,6 @@ from ..contract.user_files import any_object
 from .gpus import first_card
 from .hub_cache import cached_model
 
-TrainedRecipe = SFTRecipe | RewardRecipe | PPORecipe
 _ADAPTER_FILES = (("base.json", "name"), ("adapter_config.json", "base_model_name_or_path"))
 
 
@@ -45,7 +44,7 @@ def expected(run: RunDir, stage: Stage) -> Expected | None:
     if stage not in TRAINING_STAGES:
         return None
     recipe = load_recipe(stage, run.recipe_file)
-    assert isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe)
+    assert isinstance(recipe, TrainedRecipe)
     files = model_files(recipe.model_name_or_path)
     if files is None:
         return None

@@ -18,11 +18,13 @@ from ..contract.recipe import (
     MergeRecipe,
     PipelineRecipe,
     PPORecipe,
+    PreferenceRecipe,
     RewardRecipe,
     SFTRecipe,
+    TrainedRecipe,
 )
 from ..contract.run_dir import RUN_ID, Home, RunDir
-from ..contract.stages import TRAINING_STAGES, Split, Stage
+from ..contract.stages import PIPELINE_STAGES, TRAINING_STAGES, Split, Stage
 from ..data.columns import Columns
 from ..data.kinds import DEMO, FILE_SUFFIXES, kind_of
 from ..data.local import ALL
@@ -51,8 +53,8 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
 
     match recipe:
         case PipelineRecipe():
-            pipeline = map_sections(recipe, lambda section: _collect(home, section, parents), TRAINING_STAGES)
-            check_one_kind([stage_recipe(pipeline, stage) for stage in TRAINING_STAGES])
+            pipeline = map_sections(recipe, lambda section: _collect(home, section, parents), PIPELINE_STAGES)
+            check_one_kind([stage_recipe(pipeline, stage) for stage in PIPELINE_STAGES])
             return pipeline, _unique(parents)
         case MergeRecipe():
             path = resolved("adapter_path", recipe.adapter_path, _adapter)
@@ -62,7 +64,7 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
                 msgspec.structs.replace(recipe, adapter_path=path, base_model_name_or_path=base),
                 _unique(parents),
             )
-        case SFTRecipe() | RewardRecipe() | PPORecipe():
+        case SFTRecipe() | RewardRecipe() | PreferenceRecipe() | PPORecipe():
             _check_splits(recipe)
             changed: dict[str, str] = {
                 "model_name_or_path": resolved("model_name_or_path", recipe.model_name_or_path, _model),
@@ -152,13 +154,13 @@ def _adapter(home: Home, key: str, value: str, parents: list[str]) -> str:
     if run := _find_run(home, value):
         if run.read_state().stage not in _ADAPTER_STAGES:
             raise RefusedError(
-                f"`{key}: {value}`: that run trained no adapter; name a finished sft, reward or ppo run."
+                f"`{key}: {value}`: that run trained no adapter; name a finished sft, reward, preference or ppo run."
             )
         return _output(run, _trained(run), key, parents)
     if path := _existing(value):
         _needs(key, Path(path), "adapter_config.json", "config.json", why="it is neither an adapter nor a model")
         return path
-    raise _unknown(home, key, value, "the id of a finished sft, reward or ppo run, or an adapter directory")
+    raise _unknown(home, key, value, "the id of a finished sft, reward, preference or ppo run, or an adapter directory")
 
 
 def _reward_model(home: Home, key: str, value: str, parents: list[str]) -> str:
@@ -233,7 +235,7 @@ def _needs(key: str, path: Path, *names: str, why: str) -> None:
         raise UsageError(f"`{key}: {path}`: {why}; it has no {' or '.join(names)}.")
 
 
-def _check_splits(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> None:
+def _check_splits(recipe: TrainedRecipe) -> None:
     """Check the splits of local data; a hub data set's are not known before launch."""
     name = recipe.dataset_name
     _refuse_hostile("dataset_name", name)

@@ -47,6 +47,7 @@ from .processes import run_processes
 from .recipe_changes import keep_recipe, load_own_recipe, recipe_hash, refuse_changed
 from .reconcile import ensure_ended
 from .resubmit import resubmission
+from .reward_model_check import audit_notices
 from .supervisor_log import SUPERVISOR_LOG
 from .uninterrupted import uninterrupted
 
@@ -131,7 +132,7 @@ def plan(
         gpus=tuple(gpus),
         parents=(*inputs, *parents),
         functions=tuple(reward_functions(recipe)),
-        notices=(*data_notices(recipe), *batch_notices(request, recipe)),
+        notices=(*data_notices(recipe), *batch_notices(request, recipe), *audit_notices(recipe)),
     )
 
 

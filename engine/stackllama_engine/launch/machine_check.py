@@ -14,7 +14,7 @@ import stackllama_engine
 from ..contract.attention import FLASH_PACKAGES, check_allowed
 from ..contract.errors import RecipeError, RefusedError, how_to_install
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, TrainRecipe
-from ..contract.stages import TRAINING_STAGES, Stage
+from ..contract.stages import PIPELINE_STAGES, Stage
 from .sections import map_sections
 
 _NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -34,7 +34,7 @@ def resolve_machine(recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
         RecipeError: a reporter's package is missing, or a key needs a GPU and the run is on the CPU.
     """
     if isinstance(recipe, PipelineRecipe):
-        return map_sections(recipe, lambda section: resolve_machine(section, gpus), (*TRAINING_STAGES, Stage.MERGE))
+        return map_sections(recipe, lambda section: resolve_machine(section, gpus), (*PIPELINE_STAGES, Stage.MERGE))
     _check_packages(recipe)
     if isinstance(recipe, MergeRecipe):
         return recipe

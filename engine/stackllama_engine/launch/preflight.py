@@ -17,15 +17,14 @@ from ..budget.architecture import Architecture
 from ..budget.model_files import read_architecture, read_config
 from ..contract.atomic_files import existing
 from ..contract.errors import RecipeError, RefusedError, StackllamaError, UsageError
-from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
-from ..contract.stages import TRAINING_STAGES, Stage
+from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe, TrainedRecipe
+from ..contract.stages import PIPELINE_STAGES, Stage
 from .hub_cache import cached_model
 from .installed_types import can_classify, has_default_targets
 from .module_names import HEADS, TIED, module_names, short_names, taken, takes
 from .sections import PLACEHOLDER, stage_recipe
 from .token_ids import special_ids
 
-TrainingRecipe = SFTRecipe | RewardRecipe | PPORecipe
 _POSITIONS = {
     "gpt2": "n_positions",
     "gpt_bigcode": "n_positions",
@@ -42,7 +41,7 @@ _DEFAULT_LOST = frozenset({"mixtral"})
 class Case(Struct, frozen=True, kw_only=True):
     """One stage, and what the files of its model say."""
 
-    recipe: TrainingRecipe
+    recipe: TrainedRecipe
     path: Path
     """Directory or ``.gguf`` file."""
     config: dict[str, Any]
@@ -115,25 +114,25 @@ def preflight(recipe: AnyRecipe) -> None:
     raise error(" ".join(f"{', '.join(stages)}: {text}" for text, stages in by_text.items()))
 
 
-def training_stages(recipe: AnyRecipe) -> list[TrainingRecipe]:
+def training_stages(recipe: AnyRecipe) -> list[TrainedRecipe]:
     """Return the stages that train, each with the model that it will have."""
-    if isinstance(recipe, TrainingRecipe):
+    if isinstance(recipe, TrainedRecipe):
         return [recipe]
     if not isinstance(recipe, PipelineRecipe):
         return []
     base = stage_recipe(recipe, Stage.SFT)
     assert isinstance(base, SFTRecipe)
     model = {"model_name_or_path": base.model_name_or_path}
-    recipes: list[TrainingRecipe] = []
-    for stage in TRAINING_STAGES:
+    recipes: list[TrainedRecipe] = []
+    for stage in PIPELINE_STAGES:
         wired = model if stage is not Stage.PPO else model | {"reward_model_path": PLACEHOLDER}
         part = stage_recipe(recipe, stage, wired if stage is not Stage.SFT else {})
-        assert isinstance(part, TrainingRecipe)
+        assert isinstance(part, TrainedRecipe)
         recipes.append(part)
     return recipes
 
 
-def _case(recipe: TrainingRecipe) -> Case | None:
+def _case(recipe: TrainedRecipe) -> Case | None:
     """Read the model's files; None where they are not here, or cannot be read."""
     name = recipe.model_name_or_path
     path = existing(name) or (None if recipe.model_revision else cached_model(name))
@@ -204,10 +203,10 @@ def _tied(case: Case) -> str | None:
     if not recipe.use_peft or not targets:
         return None
     hit = _ends(targets, case) & TIED
-    if recipe.stage is Stage.SFT and (heads := hit & HEADS):
+    if recipe.stage in (Stage.SFT, Stage.PREFERENCE) and (heads := hit & HEADS):
         return (
-            f"`lora_target_modules` holds `{min(heads)}`: SFT computes its loss from the head's own weights and would "
-            "not train an adapter there; leave it out."
+            f"`lora_target_modules` holds `{min(heads)}`: this stage computes its loss from the head's own weights and "
+            "would not train an adapter there; leave it out."
         )
     arch = case.counted
     is_tied = arch.tied if arch else case.text.get("tie_word_embeddings") is True

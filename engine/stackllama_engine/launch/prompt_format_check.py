@@ -19,7 +19,7 @@ from ..contract.prompt_format import (
     read_prompt_format,
     read_template,
 )
-from ..contract.recipe import AnyRecipe, PPORecipe, RewardRecipe, SFTRecipe
+from ..contract.recipe import AnyRecipe, TrainedRecipe
 from ..contract.user_files import MOST_CONFIG, read_bytes
 from ..contract.wording import echo
 from ..data.columns import Columns
@@ -28,10 +28,9 @@ from .data_check import check_data
 from .template_syntax import check_syntax
 
 _ONE_CHAT = "the stages of a pipeline train one model in one format"
-_Recipe = SFTRecipe | RewardRecipe | PPORecipe
 
 
-def check_prompt_format(recipe: _Recipe, columns: Columns | None) -> None:
+def check_prompt_format(recipe: TrainedRecipe, columns: Columns | None) -> None:
     """Refuse a chat without a chat template, and a model, reward model or adapter of another format.
 
     Args:
@@ -63,7 +62,7 @@ def check_prompt_format(recipe: _Recipe, columns: Columns | None) -> None:
             check_same(msgspec.structs.replace(own, chat_template=template), path, key)
 
 
-def prompt_format_kind(recipe: _Recipe, columns: Columns | None) -> Kind | None:
+def prompt_format_kind(recipe: TrainedRecipe, columns: Columns | None) -> Kind | None:
     """Return the kind that a recipe's `prompt_format` resolves to; None where the data set is not known yet."""
     if recipe.prompt_format != "auto":
         return recipe.prompt_format
@@ -79,7 +78,7 @@ def check_one_kind(stages: Iterable[AnyRecipe]) -> None:
         UsageError: they would, or a template cannot be read.
         DataError: a stage's data cannot be read.
     """
-    recipes = [stage for stage in stages if isinstance(stage, SFTRecipe | RewardRecipe | PPORecipe)]
+    recipes = [stage for stage in stages if isinstance(stage, TrainedRecipe)]
     kinds = {recipe.stage: prompt_format_kind(recipe, check_data(recipe)) for recipe in recipes}
     known = {stage: kind for stage, kind in kinds.items() if kind}
     if len(set(known.values())) > 1:
@@ -92,7 +91,7 @@ def check_one_kind(stages: Iterable[AnyRecipe]) -> None:
         _check_one_chat(recipes)
 
 
-def _check_one_chat(recipes: Sequence[_Recipe]) -> None:
+def _check_one_chat(recipes: Sequence[TrainedRecipe]) -> None:
     """Refuse stages whose chats would be rendered differently; a later stage's tokenizer has SFT's template."""
     for key in ("system_prompt", "enable_thinking"):
         values = {recipe.stage: getattr(recipe, key) for recipe in recipes}
@@ -109,7 +108,7 @@ def _check_one_chat(recipes: Sequence[_Recipe]) -> None:
             )
 
 
-def _template(recipe: _Recipe) -> str | None:
+def _template(recipe: TrainedRecipe) -> str | None:
     try:
         return read_template(recipe.chat_template) if recipe.chat_template else None
     except StageError as error:

@@ -6,9 +6,11 @@ The stage checks again, with the model loaded; a hub model is checked there alon
 from pathlib import Path
 from typing import Any
 
-from ..contract.errors import UsageError
+from ..contract.audit import read_audit
+from ..contract.errors import DamagedError, UsageError
 from ..contract.prompt_format import Kind, read_prompt_format
-from ..contract.recipe import PPORecipe
+from ..contract.recipe import AnyRecipe, PPORecipe
+from ..contract.run_dir import RunDir
 from ..contract.user_files import read_json
 from .prompt_format_check import has_chat_template
 
@@ -45,6 +47,25 @@ def check_reward_model(recipe: PPORecipe, kind: Kind | None) -> None:
             f"{key} returns {len(labels)} scores per text {names}, but a reward is one number; choose one with "
             "`reward_model_label`, from 0."
         )
+
+
+def audit_notices(recipe: AnyRecipe) -> list[str]:
+    """Return what the audit of a PPO run's reward model says against it; the run is launched all the same.
+
+    Args:
+        recipe: with its inputs resolved.
+    """
+    if not isinstance(recipe, PPORecipe) or not recipe.reward_model_path:
+        return []
+    run = RunDir(Path(recipe.reward_model_path).parent)
+    try:
+        audit = read_audit(run)
+    except DamagedError as error:
+        return [str(error)]
+    if audit is None or audit.verdict == "good":
+        return []
+    reasons = "; ".join(finding.text for finding in audit.findings if finding.verdict == audit.verdict)
+    return [f"the audit of the reward model {run.id} says {audit.verdict}: {reasons}"]
 
 
 def _labels(directory: Path) -> list[str]:

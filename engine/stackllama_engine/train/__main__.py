@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract.errors import ExitCode, StackllamaError
 from ..contract.prompt_format import read_prompt_format
-from ..contract.recipe import AnyRecipe, MergeRecipe, RewardRecipe, SFTRecipe
+from ..contract.recipe import AnyRecipe, MergeRecipe, RewardRecipe, SupervisedRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.redact import redact_output, redactor
 from ..contract.run_dir import RunDir
@@ -34,7 +34,13 @@ if TYPE_CHECKING:
     from .session import Session
 
 _MAKE_ROOM = "Make room, then resume."
-_STAGE_MODULES = {Stage.SFT: ".sft", Stage.REWARD: ".reward", Stage.PPO: ".ppo", Stage.MERGE: ".merge"}
+_STAGE_MODULES = {
+    Stage.SFT: ".sft",
+    Stage.REWARD: ".reward",
+    Stage.PREFERENCE: ".preference",
+    Stage.PPO: ".ppo",
+    Stage.MERGE: ".merge",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -77,7 +83,7 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
     # once at import and once a layer and step it tells its callers what they cannot change
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     started = time.monotonic()
-    recipe: Any = restarts.now.applied(load_recipe(stage, run.recipe_file))  # SFT, reward, PPO or merge
+    recipe: Any = restarts.now.applied(load_recipe(stage, run.recipe_file))  # of the stage
     hide_unused(recipe)
     from transformers import set_seed
 
@@ -95,7 +101,7 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
     try:
         facts = run_stage(recipe, session)
     except Exception as error:
-        if isinstance(recipe, SFTRecipe | RewardRecipe):
+        if isinstance(recipe, SupervisedRecipe):
             _begin_again(error, recipe, session)
         raise
     seconds = round(time.monotonic() - started, 1)
@@ -108,7 +114,7 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
     session.clean_up()
 
 
-def _begin_again(error: Exception, recipe: SFTRecipe | RewardRecipe, session: "Session") -> None:
+def _begin_again(error: Exception, recipe: SupervisedRecipe, session: "Session") -> None:
     """Restart every rank with smaller batches when memory ran out, or when another rank restarts; else return."""
     from .faults import memory_that_ran_out, smaller_micro_batch, smaller_token_limit
 

@@ -75,6 +75,50 @@ class PairWeighted(_Base):
         return EvalLoopOutput(predictions=scores.numpy(), label_ids=None, metrics=metrics, num_samples=len(scores))
 
 
+class PreferenceWeighted(_Base):
+    """Mix-in before TRL's DPOTrainer: evaluation metrics per pair, from the rewards that DPO implies.
+
+    A response's reward is β · (log π(response) − log π_ref(response)), up to a term of the prompt that both responses
+    of a pair share (arXiv:2305.18290, eq. 5).
+    """
+
+    def evaluation_loop(
+        self, dataloader: "DataLoader[Any]", *arguments: Any, metric_key_prefix: str = "eval", **named: Any
+    ) -> EvalLoopOutput:
+        """Evaluate: metrics of all pairs under TRL's names, and the loss of ``loss_type: sigmoid``, whatever trains."""
+        self.model.eval()
+        rewards: list[Tensor] = []
+        with torch.no_grad():
+            for batch in dataloader:
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+                rewards.append(self.accelerator.gather_for_metrics(self._rewards(self._prepare_inputs(batch))).cpu())
+        scores = torch.cat(rewards)
+        found = pair_metrics(scores)
+        metrics = {
+            "loss": found["loss"],
+            "rewards/accuracies": found["accuracy"],
+            "rewards/margins": found["margin"],
+            "rewards/chosen": float(scores[:, 0].mean()),
+            "rewards/rejected": float(scores[:, 1].mean()),
+            "pairs": found["pairs"],
+            "ties": found["ties"],
+        }
+        named_metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(
+            predictions=scores.numpy(), label_ids=None, metrics=named_metrics, num_samples=len(scores)
+        )
+
+    def _rewards(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the implied rewards ``[B, 2]`` of a batch, the chosen response's first."""
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        passed = {key: value for key, value in inputs.items() if key != "completion_mask"}
+        with self.compute_loss_context_manager():
+            outputs: Any = self.model(**passed, labels=labels, use_cache=False, fused_lm_head=True)
+        policy = torch.stack(outputs.log_probs.float().sum(dim=1).chunk(2), dim=1)
+        reference = torch.stack([one.float() for one in self.compute_ref_log_probs(self.model, inputs)], dim=1)
+        return self.beta * (policy - reference)
+
+
 def pair_scores(trainer: "Trainer", batches: "DataLoader[Any]", each_batch: Callable[[], None]) -> Tensor:
     """Score every pair, over all ranks; ``each_batch`` is called on every rank before each batch.
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ..contract.chat_messages import Ask
-from ..contract.recipe import SFTRecipe
+from ..contract.recipe import PreferenceRecipe, SFTRecipe
 from ..contract.stages import Split
 from ..data.sources import unique_questions
 from .chat.answer import tokens
@@ -26,7 +26,7 @@ class EvalSampler:
         requests: a stop cancels a response.
     """
 
-    def __init__(self, recipe: SFTRecipe, encoder: Encoder, requests: Requests) -> None:
+    def __init__(self, recipe: SFTRecipe | PreferenceRecipe, encoder: Encoder, requests: Requests) -> None:
         self._recipe = recipe
         self._encoder = encoder
         self._requests = requests

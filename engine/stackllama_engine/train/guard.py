@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contract.recipe import RewardRecipe, SFTRecipe
+from ..contract.recipe import SupervisedRecipe
 from . import averages, checkpoint, faults, schedule
 from .reporting import Reporter
 from .restart import Restarts
@@ -34,7 +34,7 @@ class Guard:
         restarts: begins again.
     """
 
-    def __init__(self, recipe: SFTRecipe | RewardRecipe, reporter: Reporter, restarts: Restarts) -> None:
+    def __init__(self, recipe: SupervisedRecipe, reporter: Reporter, restarts: Restarts) -> None:
         self._reporter = reporter
         self._restarts = restarts
         self._off = recipe.fp16

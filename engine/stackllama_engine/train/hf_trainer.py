@@ -13,7 +13,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..contract.errors import StageError
-from ..contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
+from ..contract.recipe import SupervisedRecipe, TrainRecipe
 from ..contract.recipe_common import steps_of
 from ..contract.stages import Stage
 from . import checkpoint, models, schedule, trial_save
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 
-def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> dict[str, Any]:
+def training_arguments(recipe: SupervisedRecipe, output_dir: Path) -> dict[str, Any]:
     """Translate a recipe into TrainingArguments' keywords.
 
     Checkpoints are written into ``output_dir`` and sealed from there; see :class:`RunCallback`.
@@ -74,7 +74,7 @@ def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> di
     }
 
 
-def fit(trainer: "Guarded", callback: RunCallback, recipe: SFTRecipe | RewardRecipe, session: Session) -> None:
+def fit(trainer: "Guarded", callback: RunCallback, recipe: SupervisedRecipe, session: Session) -> None:
     """Train from the newest verified checkpoint, or from the start, to the end.
 
     Raises:
@@ -162,7 +162,7 @@ def save(trainer: "Trainer", encoder: Encoder, recipe: TrainRecipe, session: Ses
     session.reporter.phase("save")
 
     def write() -> None:
-        stops = encoder.stop_ids if recipe.stage is Stage.SFT else ()  # a reward model writes nothing
+        stops = encoder.stop_ids if recipe.stage is not Stage.REWARD else ()  # a reward model writes nothing
         model, tokenizer, run = _model(trainer), encoder.tokenizer, session.run
         if recipe.use_peft:
             models.save_adapter(model, tokenizer, run.adapter, recipe, encoder.format, stops=stops)

@@ -1,4 +1,4 @@
-"""Selection of the pairs that a reward model can learn from: both texts fit, and they differ.
+"""Selection of the pairs that a reward model or a policy can learn from: both texts fit, and they differ.
 
 A pair whose texts are the same tokens has no better one: its loss is ln 2 whatever the model does, and in an
 evaluation it is a tie that says nothing. Two pairs that contradict each other (A over B, and B over A, to one question)
@@ -18,7 +18,7 @@ class PairFilter:
     """Keeps the pairs to learn from, and counts the others.
 
     Args:
-        max_length: most tokens a text may have.
+        max_length: most tokens a text may have, a prompt that stands apart (``prompt_ids``) included.
         what: the pairs, in a word (``training``, ``evaluation``).
     """
 
@@ -53,15 +53,15 @@ class PairFilter:
 
     def keeps(self, row: Mapping[str, list[int]]) -> bool:
         """Return whether a pair is one to learn from, and count it otherwise."""
-        chosen, rejected = row["chosen_ids"], row["rejected_ids"]
-        if max(len(chosen), len(rejected)) > self.max_length:
+        prompt, chosen, rejected = row.get("prompt_ids", []), row["chosen_ids"], row["rejected_ids"]
+        if len(prompt) + max(len(chosen), len(rejected)) > self.max_length:
             self.too_long += 1
             return False
         if chosen == rejected:
             self.identical += 1
             return False
         if self._seen is not None:
-            one, other = hash(tuple(chosen)), hash(tuple(rejected))  # the question's tokens are part of both
+            one, other = hash((*prompt, *chosen)), hash((*prompt, *rejected))
             self.contradicting += hash((other, one)) in self._seen
             self._seen.add(hash((one, other)))
         return True

@@ -7,13 +7,18 @@ averaged over batches.
 
 from typing import Any
 
+import msgspec
 from datasets import Dataset, IterableDataset
+from torch import Tensor
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
+from ..contract.audit import AUDIT_FILE
 from ..contract.recipe import RewardRecipe
 from . import checkpoint, hf_trainer, limits, models, right_padding
-from .encoding import evaluation_rows, report_columns, report_skipped, training_rows
+from .audit.scoring import audit_model
+from .disk_wait import write_result
+from .encoding import Encoder, evaluation_rows, report_columns, report_skipped, training_rows
 from .eval_metrics import PairWeighted, pair_metrics, pair_scores
 from .guard import Guarded
 from .overlap import COLUMN, Overlap, question_hash
@@ -94,14 +99,33 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     with hf_trainer.saving_first(trainer, callback):
         hf_trainer.fit(trainer, callback, recipe, session)
         reporter.phase("evaluate")
-        metrics = pair_metrics(pair_scores(trainer, trainer.get_eval_dataloader(), callback.check_stop))
+        scores = pair_scores(trainer, trainer.get_eval_dataloader(), callback.check_stop)
+        metrics = pair_metrics(scores)
     if streamed:  # counted as they came
         report_rows()
     reporter.metrics(trainer.state.global_step, {f"eval_{name}": value for name, value in metrics.items()})
     hf_trainer.save(trainer, encoder, recipe, session)
+    _audit(recipe, session, encoder, trainer, scores)
     return {
         **metrics,
         "steps": trainer.state.global_step,
         "dropped_too_long": training.too_long + held_out.too_long,
         "dropped_identical": training.identical + held_out.identical,
     }
+
+
+def _audit(recipe: RewardRecipe, session: Session, encoder: Encoder, trainer: Any, scores: Tensor) -> None:
+    """Write ``audit.json`` and say what speaks against the model; made by rank 0, while the others wait."""
+    found = None
+    if session.is_main:
+        session.reporter.phase("audit")
+        found = audit_model(recipe, encoder, trainer.model, scores.double().numpy())
+        for finding in found.findings:
+            session.reporter.health(f"audit, {finding.verdict}: {finding.text}")
+    session.state.wait_for_everyone()
+
+    def write() -> None:
+        if found is not None:
+            session.run.write_json(AUDIT_FILE, msgspec.to_builtins(found))
+
+    write_result(session.requests, session.reporter, trainer.state.global_step, write, what=AUDIT_FILE)

@@ -1,4 +1,4 @@
-"""Rows of fine-tuning and of the reward model as tokens: the same in training and in a preview."""
+"""Rows of the stages that train on a fixed data set as tokens: the same in training and in a preview."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,6 +21,14 @@ class Pair(NamedTuple):
     rejected: list[int]
 
 
+class Preference(NamedTuple):
+    """A row of the preference stage: token ids of the prompt, and of either response with its end."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
 def supervised(encoder: Encoder, row: Mapping[str, Any]) -> Supervised:
     """Encode a row of fine-tuning.
 
@@ -35,6 +43,19 @@ def supervised(encoder: Encoder, row: Mapping[str, Any]) -> Supervised:
 def trains_on_responses_alone(recipe: SFTRecipe, encoder: Encoder) -> bool:
     """Return `assistant_only_loss`, which is true for a chat where it is left empty."""
     return encoder.format.kind == "chat" if recipe.assistant_only_loss is None else recipe.assistant_only_loss
+
+
+def preference(encoder: Encoder, row: Mapping[str, Any]) -> Preference:
+    """Encode a row of the preference stage; prompt and responses are tokenised apart, as in fine-tuning.
+
+    Raises:
+        DataError: the chat template refuses the conversation.
+    """
+    question, messages = row["question"], row.get("messages")
+    chosen, rejected = (
+        encoder.answer(question, encoder.trimmed(row[column]), messages) for column in ("response_j", "response_k")
+    )
+    return Preference(encoder.prompt(question, messages), chosen, rejected)
 
 
 def pair(encoder: Encoder, row: Mapping[str, Any]) -> Pair:

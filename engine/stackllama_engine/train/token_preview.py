@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from ..contract.document import print_document
 from ..contract.errors import DataError
-from ..contract.recipe import RECIPES, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
+from ..contract.recipe import RECIPES, PPORecipe, PreferenceRecipe, RewardRecipe, SFTRecipe, TrainRecipe
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from ..data.columns import MESSAGES, NEEDS
@@ -29,7 +29,7 @@ from .overlap import question_hash
 from .pair_filter import PairFilter
 from .ppo.prompts import distinct, wanted_columns
 from .prompt_formats import find_prompt_format, generation_stops
-from .stage_rows import pair, supervised, trains_on_responses_alone
+from .stage_rows import pair, preference, supervised, trains_on_responses_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,7 +132,7 @@ class _Rows:
         self._encoder = encoder
         self._pairs: PairFilter | None = None
         self._texts: LengthLimit | None = None
-        if isinstance(recipe, RewardRecipe):
+        if isinstance(recipe, RewardRecipe | PreferenceRecipe):
             self._pairs = PairFilter(recipe.max_length, "training")
         elif isinstance(recipe, SFTRecipe):
             self._texts = LengthLimit(recipe.max_length, "training", cuts=cuts_training_rows(recipe))
@@ -163,6 +163,8 @@ class _Rows:
             return {"text": self._text(recipe, row)}
         prompt = encoder.prompt(row["question"], row.get("messages"))
         self._count("prompt", prompt)
+        if isinstance(recipe, PreferenceRecipe):
+            return self._preference(row)
         if isinstance(recipe, PPORecipe):
             self._long_prompts += len(prompt) >= recipe.max_prompt_length
             return {"prompt": (prompt, [False] * len(prompt))}
@@ -184,6 +186,16 @@ class _Rows:
         self._texts.keeps({PROMPT: len(prompt), "input_ids": ids})
         most = recipe.max_length if cuts_training_rows(recipe) else len(ids)
         return ids[:most], loss[:most]
+
+    def _preference(self, row: dict[str, Any]) -> dict[str, tuple[list[int], list[bool]]]:
+        assert self._pairs
+        prompt, chosen, rejected = preference(self._encoder, row)
+        self._pairs.keeps({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+        sequences: dict[str, tuple[list[int], list[bool]]] = {}
+        for name, response in (("chosen", chosen), ("rejected", rejected)):
+            self._count(name, prompt + response)
+            sequences[name] = (prompt + response, [False] * len(prompt) + [True] * len(response))
+        return sequences
 
     def _count(self, name: str, ids: list[int]) -> None:
         self.lengths.setdefault(name, []).append(len(ids))

@@ -19,6 +19,7 @@ _TITLES = {Stage.SFT: "SFT", Stage.REWARD: "reward", Stage.PPO: "PPO"}
 _WHAT = {
     Stage.SFT: "fine-tune on good responses",
     Stage.REWARD: "train on preference pairs",
+    Stage.PREFERENCE: "optimize on pairs directly (DPO)",
     Stage.PPO: "optimize against the reward",
     Stage.MERGE: "merge adapter into base",
     Stage.PIPELINE: "run all stages in order",

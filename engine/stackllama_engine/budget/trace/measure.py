@@ -6,7 +6,7 @@ Within a phase memory is linear in the number of layers; the maximum over phases
 
 import time
 
-from ...contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
+from ...contract.recipe import PPORecipe, PreferenceRecipe, TrainedRecipe
 from ...contract.recipe_io import build_recipe
 from . import build, cuda, supervised
 from .request import Request, Trace
@@ -28,7 +28,7 @@ def measure(request: Request, *, extrapolate: bool = True) -> Trace:
         ValueError: an architecture that cannot be traced, or an invalid recipe.
     """
     recipe = build_recipe(request.stage, request.recipe)
-    if not isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe):
+    if not isinstance(recipe, TrainedRecipe):
         raise ValueError(f"`{request.stage}` has no steps to trace.")
     depth = build.depth(request.config)
     reward_depth = build.depth(request.reward_model) if request.reward_model else 0
@@ -52,9 +52,7 @@ def measure(request: Request, *, extrapolate: bool = True) -> Trace:
     )
 
 
-def peaks(
-    recipe: SFTRecipe | RewardRecipe | PPORecipe, request: Request, layers: int, reward_layers: int
-) -> dict[str, int]:
+def peaks(recipe: TrainedRecipe, request: Request, layers: int, reward_layers: int) -> dict[str, int]:
     """Measure the peak bytes of each phase of models of this depth."""
     storages = Storages(cuda.kernels(), cuda.momentary())
     with cuda.stand_ins(padded=True):
@@ -62,6 +60,10 @@ def peaks(
             from . import rl
 
             rl.trace(recipe, request.config, request.reward_model, layers, reward_layers, storages)
+        elif isinstance(recipe, PreferenceRecipe):
+            from . import preference
+
+            preference.trace(recipe, request.config, layers, storages)
         else:
             supervised.trace(recipe, request.config, layers, storages)
     return {name: count for name, count in storages.peaks.items() if name}

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
+from ...contract.recipe import RewardRecipe, SFTRecipe, SupervisedRecipe, TrainRecipe
 from ...train import models, optimizers, right_padding
 from . import build, cuda, marks
 from .storages import Storages
 
 
-def trace(recipe: SFTRecipe | RewardRecipe, config: dict[str, Any], layers: int, storages: Storages) -> None:
+def trace(recipe: SupervisedRecipe, config: dict[str, Any], layers: int, storages: Storages) -> None:
     """Fill ``storages.peaks`` with the phases of the second step."""
     pairs = isinstance(recipe, RewardRecipe)
     with torch.device("meta"):
@@ -38,7 +38,7 @@ def trace(recipe: SFTRecipe | RewardRecipe, config: dict[str, Any], layers: int,
         _steps(model, recipe, storages, masked)
 
 
-def _steps(model: Any, recipe: SFTRecipe | RewardRecipe, storages: Storages, masked: bool) -> None:
+def _steps(model: Any, recipe: SupervisedRecipe, storages: Storages, masked: bool) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = cuda.as_on_cuda(optimizers.build(recipe, trained))
     size = micro_batch(recipe)
@@ -55,14 +55,14 @@ def _steps(model: Any, recipe: SFTRecipe | RewardRecipe, storages: Storages, mas
         optimizer.zero_grad(set_to_none=True)
 
 
-def _micro_batch(model: Any, recipe: SFTRecipe | RewardRecipe, batches: int, masked: bool) -> None:
+def _micro_batch(model: Any, recipe: SupervisedRecipe, batches: int, masked: bool) -> None:
     inputs = batch(recipe, masked=masked)
     with autocast(recipe):
         loss = pair_loss(model, recipe, inputs) if isinstance(recipe, RewardRecipe) else sft_loss(model, inputs)
     (loss / batches).backward()
 
 
-def micro_batch(recipe: SFTRecipe | RewardRecipe) -> int:
+def micro_batch(recipe: SupervisedRecipe) -> int:
     """Return the number of sequences, or pairs, of maximum length per micro-batch."""
     size = recipe.micro_batch_size
     if isinstance(recipe, RewardRecipe) and recipe.max_tokens_per_micro_batch is not None:
@@ -71,7 +71,7 @@ def micro_batch(recipe: SFTRecipe | RewardRecipe) -> int:
     return size
 
 
-def batch(recipe: SFTRecipe | RewardRecipe, *, masked: bool) -> dict[str, Tensor]:
+def batch(recipe: SupervisedRecipe, *, masked: bool) -> dict[str, Tensor]:
     """Allocate the longest micro-batch."""
     pairs = isinstance(recipe, RewardRecipe)
     rows = micro_batch(recipe) * (2 if pairs else 1)
@@ -80,7 +80,7 @@ def batch(recipe: SFTRecipe | RewardRecipe, *, masked: bool) -> dict[str, Tensor
     return inputs if pairs else inputs | {"labels": torch.zeros_like(ids)}
 
 
-def is_packed(recipe: SFTRecipe | RewardRecipe) -> bool:
+def is_packed(recipe: SupervisedRecipe) -> bool:
     """Return whether rows hold several documents, which a mask keeps apart."""
     return isinstance(recipe, SFTRecipe) and recipe.packing and recipe.packing_strategy != "wrapped"
 

@@ -18,7 +18,7 @@ from ...contract.base import find_base, read_identity
 from ...contract.chat_messages import Side
 from ...contract.chat_target import Target
 from ...contract.errors import StageError
-from ...contract.recipe import MergeRecipe, PPORecipe, SFTRecipe, TrainRecipe
+from ...contract.recipe import MergeRecipe, PPORecipe, PreferenceRecipe, SFTRecipe, TrainRecipe
 from ...contract.recipe_io import load_recipe
 from ...contract.run_dir import RunDir
 from ...contract.stages import Stage
@@ -123,13 +123,13 @@ def _sides(run: RunDir, recipe: Any, target: Target, device: torch.device) -> Si
             tuned, encoder = _whole(target.path, device)
             base = models.load_causal_lm(recipe, device)
             return Sides(encoder, tuned, base, name=recipe.model_name_or_path, bf16=recipe.bf16)
-        case SFTRecipe() | PPORecipe():
+        case SFTRecipe() | PreferenceRecipe() | PPORecipe():
             return _adapted(run, recipe, target.path, device)
         case _:
             raise StageError(f"{run.id} is a {target.stage} run, which writes no text.")
 
 
-def _adapted(run: RunDir, recipe: SFTRecipe | PPORecipe, path: Path, device: torch.device) -> Sides:
+def _adapted(run: RunDir, recipe: SFTRecipe | PreferenceRecipe | PPORecipe, path: Path, device: torch.device) -> Sides:
     """Load one model with its adapter, which the base side switches off."""
     name, revision = recipe.model_name_or_path, recipe.model_revision
     if (path / models.BASE_FILE).is_file() and not models.same_base(
@@ -146,7 +146,7 @@ def _adapted(run: RunDir, recipe: SFTRecipe | PPORecipe, path: Path, device: tor
     return Sides(recorded_encoder(run.path, tokenizer, name, revision), tuned, name=name, bf16=recipe.bf16)
 
 
-def _adapter_config(recipe: SFTRecipe | PPORecipe, path: Path) -> LoraConfig | None:
+def _adapter_config(recipe: SFTRecipe | PreferenceRecipe | PPORecipe, path: Path) -> LoraConfig | None:
     """Return the adapter's configuration: the one beside the weights or the continued adapter's; None: the recipe's."""
     continued = recipe.policy_adapter_path if isinstance(recipe, PPORecipe) else None
     for place in (path, Path(continued) if continued else None):

@@ -1,0 +1,192 @@
+"""The audit of a reward model: is it better than rules that know nothing, what does it confuse, what would fool it?
+
+Made at the end of a reward run, and by ``stackllama-console audit RUN``. Bounds of the verdict are ours; each finding
+has its figures, so that a person can judge by others.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...contract.audit import Audit, Baseline, Finding, Interval, Probe, Verdict
+from ..encoding import Encoder
+from .probes import Row, Score, probes
+from .rules import formatting, repetition, word_margins
+from .statistics import Array, Clusters, buckets, calibration, rank_correlation, right
+
+_FEW = 50  # questions
+_BUCKETS = 5
+_FOOLED, _OFTEN = 0.5, 0.25  # share of spoilt responses that score higher
+_CONFIDENT = 0.1  # calibration error
+_BY_LENGTH = 0.6  # rank correlation with length
+
+
+class Pairs(NamedTuple):
+    """Held-out or training pairs as the stage encodes them; a question's pairs have its hash."""
+
+    chosen: list[list[int]]
+    rejected: list[list[int]]
+    questions: list[int]
+
+    @classmethod
+    def of(cls, rows: Any, question: str, most: int | None = None) -> "Pairs":
+        """Read the columns ``chosen_ids``, ``rejected_ids`` and ``question`` of a data set's first rows."""
+        part = rows.select(range(min(len(rows), most))) if most is not None else rows
+        return cls(list(part["chosen_ids"]), list(part["rejected_ids"]), list(part[question]))
+
+
+def audit(
+    scores: Array,
+    held_out: Pairs,
+    training: Pairs | None,
+    rows: Sequence[Row],
+    encoder: Encoder,
+    score: Score,
+    limit: int,
+) -> Audit:
+    """Audit a reward model.
+
+    Args:
+        scores: of the held-out pairs, ``[N, 2]``, the chosen response's first.
+        held_out: the same pairs.
+        training: pairs that the rule of words is fitted on; None: there is no such rule.
+        rows: held-out rows of different questions, for :func:`.probes.probes`.
+        encoder: of the reward model's prompt format.
+        score: scores other texts.
+        limit: most tokens of a text.
+    """
+    clusters = Clusters(held_out.questions)
+    margins = scores[:, 0] - scores[:, 1]
+    correct = right(margins)
+    accuracy = clusters.mean(correct, margins != 0)
+    lengths = np.array([[len(one), len(other)] for one, other in zip(held_out.chosen, held_out.rejected, strict=True)])
+    answers = _responses(held_out, encoder)
+    rules = {"longer wins": (lengths[:, 0] - lengths[:, 1]).astype(np.float64)}
+    rules["more formatting wins"] = np.array([float(formatting(a) - formatting(b)) for a, b in answers])
+    if training is not None and training.chosen:
+        rules["words alone"] = word_margins(_responses(training, encoder), answers)
+    baselines = [
+        Baseline(name=name, accuracy=clusters.mean(right(each)), lead=clusters.mean(correct - right(each)))
+        for name, each in rules.items()
+    ]
+    curve, error = calibration(margins)
+    both = [*held_out.questions, *held_out.questions]
+    repeated = np.array([repetition(ids) for ids in (*held_out.chosen, *held_out.rejected)])
+    flat = np.concatenate([scores[:, 0], scores[:, 1]])
+    found = probes(rows, encoder, score, float(scores.std()), limit) if len(rows) > 1 else []
+    by_length = np.concatenate([lengths[:, 0], lengths[:, 1]]).astype(np.float64)
+    length_correlation = rank_correlation(flat, by_length, both)
+    findings = _findings(accuracy, clusters.count, baselines, found, error, length_correlation)
+    return Audit(
+        pairs=len(margins),
+        questions=clusters.count,
+        ties=int((margins == 0).sum()),
+        accuracy=accuracy,
+        baselines=baselines,
+        by_length=buckets(rules["longer wins"], correct, clusters, _BUCKETS, _tokens),
+        by_margin=buckets(np.abs(margins), correct, clusters, _BUCKETS, _range),
+        calibration=curve,
+        calibration_error=error,
+        length_correlation=length_correlation,
+        repetition_correlation=rank_correlation(flat, repeated, both),
+        probes=found,
+        verdict=_worst([finding.verdict for finding in findings]),
+        findings=findings,
+    )
+
+
+def _findings(
+    accuracy: Interval,
+    questions: int,
+    baselines: Sequence[Baseline],
+    found: Sequence[Probe],
+    error: float,
+    length_correlation: float,
+) -> list[Finding]:
+    findings: list[Finding] = []
+    few = questions < _FEW
+    if accuracy.low <= 0.5:
+        findings.append(Finding(verdict="doubtful" if few else "bad", text=_no_better_than_chance(accuracy)))
+    else:
+        findings += filter(None, map(_of_rule, baselines))
+    if few:
+        text = f"{questions} held-out questions are too few to say much; hold out more of them"
+        findings.append(Finding(verdict="doubtful", text=text))
+    findings += filter(None, map(_of_probe, found))
+    if error > _CONFIDENT:
+        text = f"its confidence is off by {100 * error:.0f} points on average (calibration error)"
+        findings.append(Finding(verdict="doubtful", text=text))
+    if abs(length_correlation) > _BY_LENGTH:
+        text = f"its scores follow length: rank correlation {length_correlation:.2f} within questions"
+        findings.append(Finding(verdict="doubtful", text=text))
+    return findings
+
+
+def _no_better_than_chance(accuracy: Interval) -> str:
+    if accuracy.high < 0.5:
+        return f"it prefers the worse response: accuracy {_percent(accuracy)}; are the columns swapped?"
+    return f"it is not known to be better than a coin: accuracy {_percent(accuracy)}"
+
+
+def _of_rule(rule: Baseline) -> Finding | None:
+    if rule.lead.low > 0:
+        return None
+    text = (
+        f"the rule “{rule.name}” is right in {_percent(rule.accuracy)} of pairs, and the reward model is not known to "
+        f"be better (lead {_points(rule.lead)})"
+    )
+    return Finding(verdict="bad" if rule.lead.high < 0 else "doubtful", text=text)
+
+
+def _of_probe(probe: Probe) -> Finding | None:
+    if probe.wins.value <= _OFTEN:
+        return None
+    text = (
+        f"a response that is {_in_words(probe.name)} scores higher than the response itself in {_percent(probe.wins)} "
+        f"of {probe.texts} cases"
+    )
+    return Finding(verdict="bad" if probe.wins.low > _FOOLED else "doubtful", text=text)
+
+
+def _worst(verdicts: Sequence[Verdict]) -> Verdict:
+    for one in ("bad", "doubtful"):
+        if one in verdicts:
+            return one
+    return "good"
+
+
+def _responses(pairs: Pairs, encoder: Encoder) -> list[tuple[str, str]]:
+    """Return the texts in which the two of each pair differ: what both begin with is the prompt."""
+    texts: list[tuple[str, str]] = []
+    for chosen, rejected in zip(pairs.chosen, pairs.rejected, strict=True):
+        same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
+        one, other = (str(encoder.tokenizer.decode(ids[same:], skip_special_tokens=True)) for ids in (chosen, rejected))
+        texts.append((one, other))
+    return texts
+
+
+def _in_words(probe: str) -> str:
+    return {
+        "empty": "empty",
+        "cut in half": "cut in half",
+        "three times over": "repeated three times",
+        "of another question": "taken from another question",
+        "the question again": "the question repeated",
+    }[probe]
+
+
+def _percent(interval: Interval) -> str:
+    return f"{100 * interval.value:.0f} % (95 %: {100 * interval.low:.0f}–{100 * interval.high:.0f} %)"
+
+
+def _points(interval: Interval) -> str:
+    return f"{100 * interval.value:+.0f} points, 95 %: {100 * interval.low:+.0f} to {100 * interval.high:+.0f}"
+
+
+def _tokens(low: float, high: float) -> str:
+    return f"{low:+.0f} to {high:+.0f} tokens" if low != high else f"{low:+.0f} tokens"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.2g} to {high:.2g}"
