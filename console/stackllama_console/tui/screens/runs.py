@@ -19,6 +19,7 @@ from ...units import age, cut, number
 from ..run_actions import RunActions
 from ..run_keys import advice_of_run, run_keys
 from ..screen import ConsoleScreen
+from ..selection_actions import SELECTION_ACTIONS, SelectionActions
 from ..state_style import state_text
 from ..widgets.status import now
 from ..widgets.text_lines import TextLines
@@ -47,6 +48,12 @@ def model_label(model: str) -> str:
     if model == str(DEMO_BASE):
         return "demo"
     return "/".join(Path(model).parts[-2:]) if model.startswith("/") else model
+
+
+def _of_selection(selected: list[str]) -> str:
+    """Return which keys act on the selected runs, for the line about the run under the cursor."""
+    these = f"the {len(selected)} selected" if len(selected) > 1 else selected[0]
+    return f"x, w, r, D act on {these}" + (", c compares them" if len(selected) > 1 else "") + "; esc: clear selection"
 
 
 def _widths(columns: tuple[str, ...], rows: Iterable[tuple[Text, ...]]) -> tuple[int, ...]:
@@ -110,6 +117,7 @@ class RunsScreen(ConsoleScreen):
     def __init__(self, home: Home) -> None:
         super().__init__()
         self.actions = RunActions(self, home)
+        self.selection_actions = SelectionActions(self, home)
         self.index = RunsIndex(home)
         self.filter_text = ""
         self._typing = False
@@ -286,7 +294,9 @@ class RunsScreen(ConsoleScreen):
                 lines.append(Text(row.error))
             if row.cause and row.phase != "finished":
                 lines.append(Text(f"cause: {row.cause}"))
-            if hint := advice_of_run(row.stage, row.phase):
+            if self.selected:
+                lines.append(Text(_of_selection([*self.selected]), style="dim"))
+            elif hint := advice_of_run(row.stage, row.phase):
                 lines.append(Text(hint, style="dim"))
         elif self.filter_text:
             lines.append(Text("no run matches the filter; esc clears it"))
@@ -306,9 +316,13 @@ class RunsScreen(ConsoleScreen):
         """Return whether the footer offers a key: only where it can do something to the run under the cursor."""
         row = self.row
         keys = run_keys(row.stage, row.phase) if row else frozenset[str]()
+        selected = [each for each in self.index.rows if each.id in self.selected]
+        of_selection = {key for each in selected for key in run_keys(each.stage, each.phase)} if selected else keys
         match binding.id:
-            case "runs.open" | "runs.samples" | "runs.stop" | "runs.resume":
+            case "runs.open" | "runs.samples":
                 return binding.id.removeprefix("runs.") in keys
+            case "runs.stop" | "runs.resume":
+                return binding.id.removeprefix("runs.") in of_selection
             case "runs.select":
                 return row is not None
             case "runs.compare":
@@ -334,8 +348,10 @@ class RunsScreen(ConsoleScreen):
         self.console_app.open_launch()
 
     def action_run(self, what: str) -> None:
-        """Act on the run under the cursor."""
-        if self.row is None:
+        """Act on the run under the cursor; stop, save, resume and delete act on the selection where there is one."""
+        if what in SELECTION_ACTIONS and self.selected and [*self.selected] != [self.row_id]:
+            self.selection_actions.act(what, [*self.selected])
+        elif self.row is None:
             self.say("no run is selected")
         elif self.row.phase == "damaged" and what not in _OF_DAMAGED:
             self.say(self.row.error or "", error=True)
