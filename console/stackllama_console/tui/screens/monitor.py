@@ -19,6 +19,7 @@ from ...readers.chart_sets import MEMORY, ChartSet, charts_for, curves_of
 from ...readers.protocol import Reader
 from ...readers.series import Series
 from ...sanitise import one_line, sanitise
+from ..keymap import as_bindings
 from ..run_actions import RunActions
 from ..run_keys import run_keys
 from ..screen import ConsoleScreen
@@ -33,6 +34,8 @@ from .text import TextScreen
 
 _CHARTS = 4
 _WRAPPED = 4  # lines that one sentence may take
+_OF_OWN_RUNS = ("run(", "child(")
+"""Actions that another trainer's run refuses."""
 _OF_STAGE = frozenset({"samples", "chat", "clone"})
 """Actions that in a pipeline act on the stage shown."""
 
@@ -105,6 +108,9 @@ class MonitorScreen(ConsoleScreen):
         self._failed: str | None = None
         self._title = one_line(title)
         self.actions = RunActions(self, home) if home else None
+        if home is None:
+            acting = (binding for binding in as_bindings(self.BINDINGS) if binding.action.startswith(_OF_OWN_RUNS))
+            self.refusing_keys = frozenset(binding.id or "" for binding in acting)
         self._sets: list[ChartSet] = []
         self._shown_sets: list[ChartSet] = []
         self._page = 0
