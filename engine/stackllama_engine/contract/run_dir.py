@@ -12,6 +12,7 @@
       samples.jsonl                  prompts, responses, rewards, KL
       checkpoints/step-000100/       atomic, with a manifest
       adapter/  merged/  result.json  lineage.json
+      labels.json                    a person's title, tags and note (see :mod:`.labels`); no run reads it
 
 A held lock means alive. A free lock and an unfinished state mean lost, on the machine of the run: ``State.host``.
 """
