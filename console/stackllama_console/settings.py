@@ -21,6 +21,12 @@ class Settings(Struct, kw_only=True, omit_defaults=True):
     model: str = ""
     recent_models: list[str] = []
     """Newest first."""
+    runs_columns: list[str] = []
+    """Columns of the list of runs; none: by the terminal's width."""
+    runs_sort: str = ""
+    """Column that it is sorted by, ``-`` before it for the highest first; empty: newest first."""
+    runs_group: str = ""
+    """Group of its rows: ``pipeline`` (also where empty), ``stage``, ``model`` or ``none``."""
     smoothing: float = 0.0
     """Weight of the charts' moving average."""
 
