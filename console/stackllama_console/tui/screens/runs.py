@@ -70,9 +70,9 @@ class RunsScreen(ConsoleScreen):
         Binding("S", "sort", "sort by a column", id="runs.sort", show=False),
         Binding("C", "columns", "choose columns", id="runs.columns", show=False),
         Binding("b", "group", "group: pipeline, stage, model", id="runs.group", show=False),
-        Binding("number_sign", "tag", "tags", id="runs.tag", key_display="#", show=False),
+        Binding("number_sign", "tag", "tag", id="runs.tag", key_display="#", show=False),
         Binding("i", "note", "note", id="runs.note", show=False),
-        Binding("R", "rename", "title", id="runs.rename", show=False),
+        Binding("R", "rename", "rename (title)", id="runs.rename", show=False),
     ]
     DEFAULT_CSS = """
     RunsScreen {
