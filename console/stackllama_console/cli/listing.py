@@ -145,6 +145,7 @@ def _row(reading: Reading) -> tuple[str, ...]:
     last = f"{metric[0]} {number(metric[1])}" if metric else _current_child(reading)
     if reading.history.reason and not reading.state.has_ended:  # it waits: that matters most
         last = one_line(str(reading.history.at))
+    last = one_line(reading.state.waiting or last)
     last = "  ".join(filter(None, (in_words(reading.elsewhere), last)))
     return (reading.stage, reading.state.phase, reading.step, age(reading.age), last)
 
@@ -174,7 +175,7 @@ def _listed(home: Home, reading: Reading) -> dict[str, Any]:
         "exit_code": reading.state.exit_code,
         "cause": reading.state.cause,
         "elsewhere": elsewhere_facts(reading.elsewhere),
-        "at": reading.history.at,
+        "at": reading.state.waiting or reading.history.at,
         "last_metric": {"name": metric[0], "value": metric[1]} if metric else None,
         **as_facts(labels),
     }

@@ -102,8 +102,7 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
         fields.append(("exit code", str(state.exit_code)))
     fields.append(("created", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.created))))
     fields.append(("took", duration(took)) if took is not None else ("running for", _since(state.started)))
-    if history.phase and not state.has_ended:
-        fields.append(("at", f"{one_line(str(history.at))}, last event {_since(history.updated)} ago"))
+    fields += _at(state, history)
     if history.step or history.total_steps:
         fields.append(("step", f"{history.step}{f' of {history.total_steps}' if history.total_steps else ''}"))
     fields += [("memory", peaks)] if (peaks := measured_peaks(history)) else []
@@ -116,6 +115,15 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
     if bad_lines:
         fields.append(("unreadable", f"{bad_lines} lines of its events"))
     return [*fields, ("directory", str(run.path))]
+
+
+def _at(state: State, history: History) -> list[tuple[str, str]]:
+    """Return what an unfinished run is doing, or waits for."""
+    if state.waiting:
+        return [("at", one_line(state.waiting))]
+    if history.phase and not state.has_ended:
+        return [("at", f"{one_line(str(history.at))}, last event {_since(history.updated)} ago")]
+    return []
 
 
 def _labels(run: RunDir) -> list[tuple[str, str]]:
@@ -199,7 +207,7 @@ def _document(run: RunDir, state: State, history: History, bad_lines: int, recip
         "created": state.created,
         "step": history.step,
         "total_steps": history.total_steps,
-        "at": history.at,
+        "at": state.waiting or history.at,
         "first": history.first,
         "last": history.last,
         "memory": history.memory,

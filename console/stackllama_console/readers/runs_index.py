@@ -74,7 +74,9 @@ class Row(Struct, frozen=True, kw_only=True):
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for room on the disk, which is then shown before all else."""
+        """Whether it waits for its turn, or for room on the disk, which is then shown before all else."""
+        if self.phase == "queued":
+            return bool(self.at)
         return self.at.startswith(WAITING_FOR_ROOM) and self.phase not in ENDED
 
     def age(self, now: float) -> float:
@@ -240,6 +242,7 @@ class _Watched:
     def _row(self, state: State, metric: tuple[str, float | None] | None, error: str | None) -> Row:
         history = self._history
         at = "" if state.phase == "finished" or not history.at else one_line(history.at)
+        at = state.waiting or at
         return Row(
             id=self.row.id,
             path=self.run.path,

@@ -115,7 +115,7 @@ def _abandoned(run: RunDir, state: State) -> bool:
         return not in_slurm(job)  # Slurm knows every machine
     if elsewhere(run, state) is not None:
         return False
-    if state.phase != "queued":
+    if state.phase != "queued" or state.supervisor is not None:  # one that waits for its turn has a supervisor
         return True
     return job is None and (state.host is None or not state.host.within(_QUEUED_SECONDS))
 

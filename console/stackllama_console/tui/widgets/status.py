@@ -35,6 +35,8 @@ def head_line(reader: Reader, variables: Mapping[str, str], now: float) -> Text:
     state: State | None = getattr(reader, "state", None)
     if history.phase and history.phase != reader.phase and not (state and state.has_ended):
         text.append(f"  {history.at}", style="bold")
+    if state and state.waiting:
+        text.append(f"  {state.waiting}", style="bold")
     total = history.total_steps
     if total:
         done = min(1.0, history.step / total)
