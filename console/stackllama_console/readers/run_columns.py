@@ -65,7 +65,7 @@ def last_text(row: Row, *, bare: bool = False) -> str:
     metric = f"{row.metric[0]} {number(row.metric[1])}" if row.metric else (f"at {row.at}" if row.at else "")
     if bare and row.metric:
         metric = number(row.metric[1])
-    metric = row.at if row.waits else metric
+    metric = row.at if row.waits or row.is_foreign else metric
     if row.elsewhere:
         metric = "  ".join(filter(None, (row.elsewhere, metric)))
     return row.error or metric
@@ -201,6 +201,8 @@ def _ordered(value: Value) -> tuple[float, str]:
 
 def group_name(row: Row, group: str) -> str:
     """Return the group that a row is in; empty where rows are not grouped by a column."""
+    if row.is_foreign:
+        return "another trainer"
     if group == "stage":
         return str(row.stage or "?")
     return model_label(row.model) or "?" if group == "model" else ""

@@ -32,6 +32,7 @@ class Row(Struct, frozen=True, kw_only=True):
     """One run. Texts are sanitised, times are Unix seconds. A damaged run has little but ``id`` and ``error``."""
 
     id: str
+    """Of another trainer's run its directory's path, as it is."""
     path: Path
     depth: int = 0
     """1 for a child beneath its pipeline."""
@@ -71,6 +72,11 @@ class Row(Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """Its title; its id without one."""
         return self.title or self.id
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is another trainer's, which is only read."""
+        return "/" in self.id
 
     @property
     def waits(self) -> bool:

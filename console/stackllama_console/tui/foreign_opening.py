@@ -25,6 +25,8 @@ async def open_directory(app: BaseApp, path: Path) -> None:
 
     def chosen(name: str | None) -> None:
         if name is not None:
+            app.settings.remember_foreign(paths[name])
+            app.remember()
             app.push_screen(MonitorScreen.of_directory(paths[name]))
 
     if len(runs) == 1:

@@ -16,7 +16,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.ownership import check_run
 from stackllama_engine.launch.reconcile import reconcile
 
-from ..request_texts import ASKED_TO_STOP, already_ended, dependents
+from ..request_texts import ASKED_TO_STOP, READ_ONLY, already_ended, dependents
 from ..sanitise import one_line
 from .run_actions import phase_and_stage, size_text
 from .screen import ConsoleScreen
@@ -67,6 +67,9 @@ class SelectionActions:
         able: list[str] = []
         refused: list[str] = []
         for run_id in run_ids:
+            if "/" in run_id:  # a directory of another trainer
+                refused.append(one_line(f"{run_id}: {READ_ONLY}"))
+                continue
             try:
                 check_run(self.home.run(run_id))
                 why = kind.refusal(self.home, run_id)

@@ -18,6 +18,7 @@ from stackllama_engine.contract.run_dir import Home
 from ...readers.chart_sets import MEMORY, ChartSet, charts_for, curves_of
 from ...readers.protocol import Reader
 from ...readers.series import Series
+from ...request_texts import READ_ONLY
 from ...sanitise import one_line, sanitise
 from ..keymap import as_bindings
 from ..run_actions import RunActions
@@ -412,7 +413,7 @@ class MonitorScreen(ConsoleScreen):
     def action_run(self, what: str) -> None:
         """Act on the run shown; for a pipeline on the pipeline, but samples, chat and copy are its stage's."""
         if self.actions is None:
-            self.say("read-only: this run was started by another trainer")
+            self.say(READ_ONLY)
             return
         if self._watched is None or self._watched.run is None:
             return

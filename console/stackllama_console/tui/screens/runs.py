@@ -11,15 +11,17 @@ from textual.widgets import DataTable, Input, Static
 
 from stackllama_engine.contract.run_dir import Home
 
-from ...readers.run_columns import arranged, default_columns, is_tree, model_label
+from ...readers.foreign_index import ForeignIndex
+from ...readers.run_columns import arranged, default_columns, is_tree
 from ...readers.run_filter import RunFilter, parse_filter
 from ...readers.runs_index import Row, RunsIndex
+from ...request_texts import READ_ONLY
 from ...sanitise import one_line
 from ..run_actions import RunActions
-from ..run_keys import advice_of_run, run_keys
 from ..runs_view import RunsView
 from ..screen import ConsoleScreen
 from ..selection_actions import SELECTION_ACTIONS, SelectionActions
+from ..widgets.run_lines import about_lines, keys_of
 from ..widgets.runs_table import RunsTable, View
 from ..widgets.status import now
 from ..widgets.text_lines import TextLines
@@ -38,14 +40,9 @@ No runs here yet.
 
 _OF_DAMAGED = {"delete": "delete", "resume": "repair"}
 """Actions on a run whose state cannot be read: the key's → the one carried out."""
+_ALIVE = frozenset({"queued", "starting", "running", "stalled", "stopping"})
 _NVML_SECONDS = 2.0  # to wait for NVML before the heading says that it does not answer
 _AGE_SECONDS = 60  # ages are brought up to date this often, and with every change
-
-
-def _of_selection(selected: list[str]) -> str:
-    """Return which keys act on the selected runs, for the line about the run under the cursor."""
-    these = f"the {len(selected)} selected" if len(selected) > 1 else selected[0]
-    return f"x, w, r, D act on {these}" + (", c compares them" if len(selected) > 1 else "") + "; esc: clear selection"
 
 
 class RunsScreen(ConsoleScreen):
@@ -91,6 +88,7 @@ class RunsScreen(ConsoleScreen):
         self.actions = RunActions(self, home)
         self.selection_actions = SelectionActions(self, home)
         self.index = RunsIndex(home)
+        self.foreign = ForeignIndex(lambda: self.console_app.settings.foreign_runs)
         self.view = RunsView(self, home, self._fill)
         self.filter_text = ""
         self._filter = RunFilter()
@@ -121,6 +119,7 @@ class RunsScreen(ConsoleScreen):
     def poll(self) -> bool | None:
         """Return True when any run changed or a minute has passed, else None."""
         changed = self.index.poll()
+        changed = (self._read and self.foreign.poll()) or changed  # after the first paint
         if self._read and not self._machine_known:  # after the first paint
             changed = self._read_gpus() or changed
         minute = int(now() // _AGE_SECONDS)
@@ -151,7 +150,7 @@ class RunsScreen(ConsoleScreen):
 
     def _fill(self) -> None:
         moment = now()
-        everything = self.index.rows
+        everything = self._rows
         self.set_class(not everything, "-empty")
         there = {row.id for row in everything}
         for name in [name for name in self.selected if name not in there]:
@@ -173,8 +172,8 @@ class RunsScreen(ConsoleScreen):
         )
         table.show(rows, view)
         self._show_about()
-        alive = sum(row.phase in ("queued", "starting", "running", "stalled", "stopping") for row in everything)
-        parts = [str(len(everything)), f"{alive} alive" if alive else ""]
+        alive = sum(row.phase in _ALIVE for row in self.index.rows)
+        parts = [str(len(self.index.rows)), f"{alive} alive" if alive else ""]
         parts += [f"{len(self.selected)} selected" if self.selected else ""]
         parts += [f"filter: {self.filter_text} ({len(passing)} of {len(everything)})" if self.filter_text else ""]
         parts += [self.view.words, f"no room for {table.left_out} columns" if table.left_out else ""]
@@ -186,6 +185,11 @@ class RunsScreen(ConsoleScreen):
     def row(self) -> Row | None:
         """The run under the cursor."""
         return self.query_one(RunsTable).current
+
+    @property
+    def _rows(self) -> list[Row]:
+        """The runs of the home, then those of other trainers."""
+        return [*self.index.rows, *self.foreign.rows]
 
     @property
     def _shown(self) -> list[Row]:
@@ -202,24 +206,8 @@ class RunsScreen(ConsoleScreen):
 
     def _show_about(self) -> None:
         row = self.row
-        lines: list[Text | str] = []
-        if row is not None:
-            lines.append(
-                Text("  ".join(filter(None, (row.id, str(row.stage or ""), model_label(row.model)))), style="dim")
-            )
-            if labels := "  ".join(filter(None, (row.title, " ".join(f"#{tag}" for tag in row.tags), row.note))):
-                lines.append(Text(labels))
-            if row.elsewhere:
-                lines.append(Text(f"{row.phase} {row.elsewhere}: from here it can only be viewed and stopped"))
-            if row.error:
-                lines.append(Text(row.error))
-            if row.cause and row.phase != "finished":
-                lines.append(Text(f"cause: {row.cause}"))
-            if self.selected:
-                lines.append(Text(_of_selection([*self.selected]), style="dim"))
-            elif hint := advice_of_run(row.stage, row.phase):
-                lines.append(Text(hint, style="dim"))
-        elif self.filter_text:
+        lines = about_lines(row, [*self.selected]) if row is not None else []
+        if row is None and self.filter_text:
             lines.append(Text("no run matches the filter; esc clears it"))
         if self._filter.error:
             lines.insert(0, Text(f"! {self._filter.error}", style="bold"))
@@ -238,9 +226,9 @@ class RunsScreen(ConsoleScreen):
     def shows_key(self, binding: Binding) -> bool:
         """Return whether the footer offers a key: only where it can do something to the run under the cursor."""
         row = self.row
-        keys = run_keys(row.stage, row.phase) if row else frozenset[str]()
-        selected = [each for each in self.index.rows if each.id in self.selected]
-        of_selection = {key for each in selected for key in run_keys(each.stage, each.phase)} if selected else keys
+        keys = keys_of(row) if row else frozenset[str]()
+        selected = [each for each in self._rows if each.id in self.selected]
+        of_selection = {key for each in selected for key in keys_of(each)} if selected else keys
         match binding.id:
             case "runs.open" | "runs.samples":
                 return binding.id.removeprefix("runs.") in keys
@@ -261,7 +249,9 @@ class RunsScreen(ConsoleScreen):
 
     def action_open(self) -> None:
         """Open the monitor."""
-        if self.row and self.row.phase != "damaged":
+        if self.row and self.row.is_foreign:
+            self.console_app.open_foreign(self.row.path)
+        elif self.row and self.row.phase != "damaged":
             self.console_app.open_run(self.row.id)
         elif self.row:
             self.say(self.row.error or "", error=True)
@@ -276,11 +266,24 @@ class RunsScreen(ConsoleScreen):
             self.selection_actions.act(what, [*self.selected])
         elif self.row is None:
             self.say("no run is selected")
+        elif self.row.is_foreign:
+            self._act_on_foreign(self.row, what)
         elif self.row.phase == "damaged" and what not in _OF_DAMAGED:
             self.say(self.row.error or "", error=True)
         else:
             action = _OF_DAMAGED[what] if self.row.phase == "damaged" else what
             getattr(self.actions, action)(self.row.id)
+
+    def _act_on_foreign(self, row: Row, what: str) -> None:
+        """Forget another trainer's run; everything else is refused."""
+        if what != "delete":
+            self.say(READ_ONLY)
+            return
+        self.console_app.settings.forget_foreign(row.id)
+        self.console_app.remember()
+        self.foreign.poll()
+        self._fill()
+        self.say(f"{row.name} forgotten; its files stay")
 
     def action_select(self) -> None:
         """Select runs to compare; the cursor moves on."""
@@ -323,19 +326,25 @@ class RunsScreen(ConsoleScreen):
 
     def action_tag(self) -> None:
         """Tag the selected runs, or the one under the cursor."""
-        rows = [row for row in self.index.rows if row.id in self.selected] or ([self.row] if self.row else [])
-        if rows:
-            self.view.tag(rows)
+        rows = [row for row in self._rows if row.id in self.selected] or ([self.row] if self.row else [])
+        if own := self._own(rows):
+            self.view.tag(own)
+
+    def _own(self, rows: list[Row]) -> list[Row]:
+        """Return the runs that are not another trainer's, whose directory is never written to."""
+        if any(row.is_foreign for row in rows):
+            self.say(READ_ONLY)
+        return [row for row in rows if not row.is_foreign]
 
     def action_note(self) -> None:
         """Write a note on the run under the cursor."""
-        if self.row:
-            self.view.note(self.row)
+        for row in self._own([self.row] if self.row else []):
+            self.view.note(row)
 
     def action_rename(self) -> None:
         """Give the run under the cursor a title."""
-        if self.row:
-            self.view.rename(self.row)
+        for row in self._own([self.row] if self.row else []):
+            self.view.rename(row)
 
     def action_attach(self) -> None:
         """Open a directory of another trainer."""
