@@ -87,7 +87,7 @@ def _condition(word: str) -> Condition | None:
     """Return one word's condition; None where its value has not been typed yet.
 
     Raises:
-        ValueError: there is no such field, or its value is no number.
+        ValueError: there is no such field, or its value must be a number.
     """
     field, comparison = _FIELD.fullmatch(word), _COMPARISON.fullmatch(word)
     if field and (not comparison or len(field[1]) < len(comparison[1])):
