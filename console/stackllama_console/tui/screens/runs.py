@@ -163,6 +163,7 @@ class RunsScreen(ConsoleScreen):
         view = View(
             width=self.size.width,
             now=moment,
+            theme=self.console_app.theme,
             variables=self.console_app.theme_variables,
             columns=self.view.columns,
             group=self.view.group if self.view.group in ("stage", "model") else "",

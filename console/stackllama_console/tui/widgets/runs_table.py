@@ -19,6 +19,7 @@ from .typed_ahead import KeyTaker
 _LEAST = {"state": 10, "step": 7, "age": 4, "duration": 9, "ETA": 4, "last": 16}
 """Room to grow, so that columns seldom move."""
 _GROUP = "group"
+_MINUTE = 60.0  # ages are not brought up to date more often
 
 
 class View(Struct, frozen=True, kw_only=True):
@@ -26,7 +27,8 @@ class View(Struct, frozen=True, kw_only=True):
 
     width: int
     now: float
-    variables: Mapping[str, str]
+    theme: str
+    variables: dict[str, str]
     columns: Sequence[str] = ()
     group: str = ""
     tree: bool = True
@@ -56,6 +58,7 @@ class RunsTable(DataTable[Text]):
         self.rows_shown: list[Row] = []
         self.left_out = 0
         self._cells: dict[str, tuple[Text, ...]] = {}
+        self._made: dict[str, tuple[Row, object, dict[str, Text]]] = {}  # of rows and views that have not changed
         self._names: tuple[str, ...] = ()
         self._widths: tuple[int, ...] = ()
 
@@ -93,13 +96,14 @@ class RunsTable(DataTable[Text]):
         for row in rows:
             before = self._cells.get(row.id)
             for name, old, new in zip(names, before or (), cells[row.id], strict=False):
-                if old.plain != new.plain or old.style != new.style:
+                if old is not new and (old.plain != new.plain or old.style != new.style):
                     self.update_cell(row.id, name, new)
 
     def _with_room(self, rows: list[Row], view: View) -> tuple[tuple[str, ...], dict[str, tuple[Text, ...]]]:
         """Return the columns that have room, and the cells; chosen ones are left out from the right."""
         names = [name for name in view.columns if name in COLUMNS] or default_columns(view.width)
-        cells = {name: [_cell(row, name, view) for row in rows] for name in names}
+        made = [self._make(row, names, view) for row in rows]
+        cells = {name: [each[name] for each in made] for name in names}
         if view.group:
             names.insert(0, _GROUP)
             cells[_GROUP] = _group_cells(rows, view.group)
@@ -109,6 +113,17 @@ class RunsTable(DataTable[Text]):
         self.left_out = before - len(names)
         by_row = {row.id: tuple(cells[name][index] for name in names) for index, row in enumerate(rows)}
         return tuple(names), by_row
+
+    def _make(self, row: Row, names: Sequence[str], view: View) -> dict[str, Text]:
+        """Return the cells of one run; those of before where nothing has changed, as while a filter is typed."""
+        marks = row.id in view.selected, row.id in view.folded
+        context = (*names, *marks, view.width, view.tree, view.theme, view.now // _MINUTE)
+        before = self._made.get(row.id)
+        if before is not None and before[0] is row and before[1] == context:
+            return before[2]
+        cells = {name: _cell(row, name, view) for name in names}
+        self._made[row.id] = row, context, cells
+        return cells
 
 
 def _room(names: Sequence[str], cells: Mapping[str, Sequence[Text]]) -> int:
@@ -132,7 +147,7 @@ def _cell(row: Row, name: str, view: View) -> Text:
     if name == "run":
         return _name_cell(row, view)
     if name == "state":
-        return state_text(row.phase, dict(view.variables))
+        return state_text(row.phase, view.variables)
     column = COLUMNS[name]
     return Text(one_line(column.text(row, view.now)), justify="right" if column.right else None)
 
