@@ -83,7 +83,8 @@ def test_a_supervisor_that_is_killed_while_it_waits_leaves_a_lost_run(runs: Runs
     assert supervisor is not None
     send(supervisor, signal.SIGKILL)
     wait_for(lambda: not second.lock_is_held())
-    assert reconcile(second).phase == "lost"
+    state = reconcile(second)
+    assert (state.phase, state.waiting) == ("lost", None)
 
 
 def test_planning_refuses_to_wait_for_what_is_not_there(home: Home) -> None:

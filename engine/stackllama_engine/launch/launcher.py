@@ -349,7 +349,10 @@ def start_supervisor(
         raise
     if _spawn(run.path, attempt, lock, folder / SUPERVISOR_LOG) != 0:
         cause = f"The supervisor could not be started; see {folder / SUPERVISOR_LOG}."
-        run.write_state(msgspec.structs.replace(state, phase="failed", exit_code=1, cause=cause, ended=time.time()))
+        ended = msgspec.structs.replace(
+            state, phase="failed", exit_code=1, cause=cause, ended=time.time(), waiting=None
+        )
+        run.write_state(ended)
         raise StackllamaError(f"Run `{run.id}`: {cause}")
 
 

@@ -449,7 +449,8 @@ def _record_own_failure(run: RunDir, error: BaseException) -> None:
         )
         state = run.read_state()
         if not state.has_ended:
-            run.write_state(msgspec.structs.replace(state, phase="failed", exit_code=1, cause=cause, ended=time.time()))
+            failed = {"phase": "failed", "exit_code": 1, "cause": cause, "ended": time.time(), "waiting": None}
+            run.write_state(msgspec.structs.replace(state, **failed))
     except Exception:  # noqa: BLE001 - nothing is left but the log; the free lock will say `lost`
         traceback.print_exc()
 
