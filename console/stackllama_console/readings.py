@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -104,10 +105,16 @@ def read_launch(run: RunDir) -> tuple[Launch | None, str]:
 def recent_history(run: RunDir, limit: int = _RECENT_BYTES) -> History:
     """Fold the last bytes of every attempt's events: enough for newest values, not for first ones."""
     history = History()
+    for events in recent_events(run, limit):
+        fold(events, history)
+    return history
+
+
+def recent_events(run: RunDir, limit: int = _RECENT_BYTES) -> Iterator[list[Event]]:
+    """Yield the last bytes of every attempt's events, oldest attempt first."""
     with contextlib.suppress(OSError):  # `attempts/` may not be read, which `runs show` says
         for path in run.events_files():
-            fold(_recent_events(path, limit), history)
-    return history
+            yield _recent_events(path, limit)
 
 
 def _recent_events(path: Path, limit: int) -> list[Event]:

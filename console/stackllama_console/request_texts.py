@@ -8,6 +8,7 @@ from stackllama_engine.contract.run_dir import State
 from .sanitise import one_line
 
 ASKED_TO_STOP = "asked to save and stop"
+READ_ONLY = "read-only: this run was started by another trainer"
 NOTHING_DAMAGED = "nothing is damaged"
 
 _PROMISES: dict[Ask, str] = {

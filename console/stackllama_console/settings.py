@@ -21,8 +21,27 @@ class Settings(Struct, kw_only=True, omit_defaults=True):
     model: str = ""
     recent_models: list[str] = []
     """Newest first."""
+    runs_columns: list[str] = []
+    """Columns of the list of runs; none: by the terminal's width."""
+    runs_sort: str = ""
+    """Column that it is sorted by, ``-`` before it for the highest first; empty: newest first."""
+    runs_group: str = ""
+    """Group of its rows: ``pipeline`` (also where empty), ``stage``, ``model`` or ``none``."""
     smoothing: float = 0.0
     """Weight of the charts' moving average."""
+
+    foreign_runs: list[str] = []
+    """Directories of other trainers' runs that were opened, newest first."""
+
+    def remember_foreign(self, path: Path) -> None:
+        """Put another trainer's run at the head of those that are listed, unless its name could not be written."""
+        name = str(path)
+        if name.isprintable():
+            self.foreign_runs = [name, *(other for other in self.foreign_runs if other != name)][:_RECENT]
+
+    def forget_foreign(self, name: str) -> None:
+        """Remove another trainer's run from the list; its files stay."""
+        self.foreign_runs = [other for other in self.foreign_runs if other != name]
 
     def remember_model(self, name: str) -> None:
         """Put a model at the head of the recent ones."""

@@ -36,6 +36,14 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def span(seconds: float) -> str:
+    """Format seconds in words, in the largest whole unit: ``3 days``, ``1 hour``, ``20 minutes``."""
+    for unit, length in (("day", 86400), ("hour", 3600)):
+        if (count := int(seconds // length)) > 0:
+            return f"{count:,} {unit}{'s' * (count > 1)}"
+    return f"{max(1, int(seconds // 60))} minute{'s' * (seconds >= 120)}"
+
+
 def age(seconds: float) -> str:
     """Format seconds as ``12s``, ``5m``, ``3h`` or ``2d``, in the largest whole unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):

@@ -227,6 +227,7 @@ def wait_until(what: Callable[[], bool], seconds: float = 60.0) -> None:
     ("words", "expected"),
     [
         (["--sbatch-option", "time=1"], "needs --slurm"),
+        (["--slurm", "--after", "x"], "Use --sbatch-option dependency=afterany:JOB."),
         (["--slurm", "--dry-run"], "--dry-run and --slurm exclude each other"),
         (["--slurm", "--canary"], "--canary and --slurm exclude each other"),
         (["--slurm", "--sbatch-option", "wrap=id"], "--sbatch-option wrap"),
@@ -236,3 +237,21 @@ def test_slurm_options_that_do_not_fit(words: list[str], expected: str, run_main
     result = run_main("launch", "sft", "model_name_or_path=demo", *words)
     assert result.code == 2
     assert expected in result.err
+
+
+def test_a_launch_after_another_run_waits_and_says_so(
+    home: Home, run_main: Callable[..., Any], scripted: Callable[[int, float], None]
+) -> None:
+    scripted(1000, 0.05)
+    assert run_main("launch", "sft", *DEMO, "--name", "one").code == 0
+    launched = run_main("launch", "sft", *DEMO, "--name", "two", "--after", "one")
+    assert launched.code == 0 and "two is waiting for one to end, in the background" in launched.err
+    listed = {run["run"]: run for run in run_main("runs", "ls", "--json").json()["runs"]}
+    assert (listed["two"]["state"], listed["two"]["at"]) == ("queued", "waiting for one to end")
+    assert "waiting for one to end" in run_main("runs", "ls").out
+    assert "waiting for one to end" in run_main("runs", "show", "two").out
+    stopped = run_main("runs", "stop", "two")
+    assert stopped.code == 0 and "stopped while it waited" in stopped.err
+    assert not home.run("one").read_state().has_ended
+    nowhere = run_main("launch", "sft", *DEMO, "--after", "nowhere")
+    assert nowhere.code == 2 and "No run `nowhere`" in nowhere.err

@@ -361,3 +361,66 @@ def test_show_has_measured_peaks_and_the_highest_phase(
         write_events(run, ("memory", {"phase": phase, "metrics": peaks, "data": {"phase": peaks}}))
     assert "peak allocated 3.0 GiB, RSS 1 B, most in update" in run_main("runs", "show", "measured").out
     assert run_main("runs", "show", "measured", "--json").json()["memory_by_phase"]["rollout"]["allocated"] == 2 << 30
+
+
+def _stock(make_run: MakeRun, write_events: Callable[..., None]) -> None:
+    now = time.time()
+    for place, (name, reward) in enumerate((("one", 0.5), ("two", 2.5), ("three", 1.5))):
+        run = make_run(Stage.PPO, name, created=now - 3600 + place)
+        write_events(run, ("metrics", {"step": 2, "metrics": {"objective/scores": reward, "objective/kl": 4.0}}))
+    make_run(Stage.SFT, "other", "failed", created=now - 60)
+
+
+def test_ls_filters_sorts_and_shows_the_columns_asked_for(
+    make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]
+) -> None:
+    _stock(make_run, write_events)
+
+    def ids(*options: str) -> list[str]:
+        return [run["run"] for run in run_main("runs", "ls", "--json", *options).json()["runs"]]
+
+    assert ids() == ["one", "two", "three", "other"]
+    assert ids("--filter", "reward>1") == ["two", "three"] and ids("--filter=-stage:ppo") == ["other"]
+    assert ids("--sort", "reward") == ["two", "three", "one", "other"]
+    assert ids("--sort", "REWARD", "--reverse", "--filter", "stage:ppo") == ["one", "three", "two"]
+    assert ids("--filter", "stage:ppo", "--reverse") == ["three", "two", "one"]
+    table = run_main("runs", "ls", "--columns", "run,kl,state", "--sort", "run").out.splitlines()
+    assert [line.split() for line in table] == [
+        ["RUN", "KL", "STATE"],
+        ["one", "4", "finished"],
+        ["other", "failed"],
+        ["three", "4", "finished"],
+        ["two", "4", "finished"],
+    ]
+    assert run_main("runs", "ls", "--filter", "nothing").err == "No run matches.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--filter", "colour:red"], "--filter: no field `colour`"),
+        (["--sort", "colour"], "--sort colour: expected one of run, stage"),
+        (["--columns", "run,colour"], "--columns colour: expected one of run, stage"),
+    ],
+)
+def test_ls_refuses_what_it_does_not_know(
+    options: list[str], message: str, make_run: MakeRun, run_main: Callable[..., Any]
+) -> None:
+    make_run(Stage.SFT, "a")
+    result = run_main("runs", "ls", *options)
+    assert result.code == 2 and message in result.err
+
+
+def test_tags_note_and_title_are_written_and_listed(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+    make_run(Stage.SFT, "a")
+    assert run_main("runs", "tag", "a", "paper", "old", "--json").json()["tags"] == ["paper", "old"]
+    assert run_main("runs", "tag", "a", "--remove", "old").err == "a: title: none; tags: paper\n"
+    assert run_main("runs", "note", "a", "lr too high").code == 0
+    document = run_main("runs", "rename", "a", "The base", "--json").json()
+    assert document == {"run": "a", "title": "The base", "tags": ["paper"], "note": "lr too high"}
+    (listed,) = run_main("runs", "ls", "--json", "--filter", "tag:paper base").json()["runs"]
+    assert {name: listed[name] for name in document} == document
+    shown = run_main("runs", "show", "a").out
+    assert "The base" in shown and "paper" in shown and "lr too high" in shown
+    result = run_main("runs", "tag", "a", "two words")
+    assert result.code == 2 and "cannot be a tag" in result.err

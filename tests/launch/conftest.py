@@ -78,10 +78,10 @@ class Runs:
         self.again(run, mode)
         return run
 
-    def again(self, run: RunDir, mode: str) -> None:
+    def again(self, run: RunDir, mode: str, after: str | None = None) -> None:
         lock = run.acquire_lock()
         try:
-            launcher.start_supervisor(run, lock, fake_command(run.path, mode), [])
+            launcher.start_supervisor(run, lock, fake_command(run.path, mode), [], after=after)
         finally:
             os.close(lock)
 

@@ -230,7 +230,7 @@ def test_quiet_directory_is_not_running(tmp_path: Path, attach: Attach, clock: C
     reader = attach()
     assert reader.phase == "running"
     clock.now += foreign.QUIET_SECONDS
-    assert reader.poll() and reader.phase == "unknown" and reader.history.phase is None and not reader.poll()
+    assert reader.poll() and reader.phase == "silent" and reader.history.phase is None and not reader.poll()
 
 
 def test_event_files_become_history_and_series(tmp_path: Path, attach: Attach, clock: Clock) -> None:

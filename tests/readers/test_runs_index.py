@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from tests.readers.conftest import line
 
 from stackllama_console.readers.recipe_model import recipe_model
 from stackllama_console.readers.runs_index import Row, RunsIndex
+from stackllama_engine.contract.labels import change_tags, set_title
 from stackllama_engine.contract.recipe import MergeRecipe
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
@@ -242,3 +244,28 @@ def test_recipe_without_a_model_has_an_empty_one(tmp_path: Path) -> None:
     ):
         file.write_bytes(text)
         assert recipe_model(file) == model
+
+
+def test_row_has_time_left_trend_and_newest_values(home: Home, make_run: Make, add: Add) -> None:
+    run = make_run()
+    for step in (1, 2, 3, 4):
+        record = {"step": step, "total_steps": 10, "metrics": {"objective/scores": float(step), "objective/kl": 2.0}}
+        add(run, line("metrics", T0 + 20 * step, **record))
+    row = only(home)
+    assert row.seconds_left == 120.0 and row.trend == (1.0, 2.0, 3.0, 4.0)  # 6 steps of 20 s
+    assert row.values == {"objective/scores": 4.0, "objective/kl": 2.0}
+
+
+def test_labels_are_followed_and_a_damaged_file_is_told(home: Home, make_run: Make) -> None:
+    run = make_run(phase="finished")
+    index = polled(home)
+    change_tags(run, ["paper"], [])
+    set_title(run, "My run")
+    assert (
+        index.poll()
+        and (index.rows[0].tags, index.rows[0].title, index.rows[0].name) == (("paper",),) + ("My run",) * 2
+    )
+    (run.path / "labels.json").write_text("{")
+    assert index.poll() and "labels.json" in (index.rows[0].error or "") and index.rows[0].tags == ()
+    (run.path / "labels.json").unlink()
+    assert index.poll() and index.rows[0].error is None and index.rows[0].name == "run"

@@ -23,6 +23,9 @@ SAME = {
     "runs sample": ("monitor.sample", "runs.samples", "monitor.samples"),
     "runs pause": ("monitor.pause",),
     "runs set": ("monitor.change",),
+    "runs tag": ("runs.tag",),
+    "runs note": ("runs.note",),
+    "runs rename": ("runs.rename",),
 }
 """Command to the bindings that do the same, or show what it wrote (`samples.jsonl`)."""
 

@@ -26,7 +26,7 @@ class Launcher:
         monkeypatch.setattr(launch_controller.launcher, "plan", self.plan)
         monkeypatch.setattr(launch_controller.launcher, "launch", self.launch)
 
-    def plan(self, home: Home, recipe: AnyRecipe, name: str | None = None) -> launcher.Plan:
+    def plan(self, home: Home, recipe: AnyRecipe, name: str | None = None, **_: object) -> launcher.Plan:
         self.plans.append(self._plan(home, recipe, name))
         return self.plans[-1]
 
@@ -100,7 +100,7 @@ def test_summary_is_of_the_form_that_was_planned(controller: LaunchController, m
     fake, summaries = Launcher(monkeypatch), list[Summary]()
     plan = fake.plan
 
-    def edited_meanwhile(home: Home, recipe: AnyRecipe, name: str | None = None) -> launcher.Plan:
+    def edited_meanwhile(home: Home, recipe: AnyRecipe, name: str | None = None, **_: object) -> launcher.Plan:
         controller.draft.form.set("lora_r", "64")
         controller.rename("second")
         return plan(home, recipe, name)

@@ -556,10 +556,10 @@ def test_plan_made_while_help_is_open_launches_nothing_and_says_so(home: Home, m
     launches = Launches(monkeypatch)
     gate, begun, plan = threading.Event(), threading.Event(), launcher.plan
 
-    def slow(*arguments: Any) -> launcher.Plan:
+    def slow(*arguments: Any, **options: Any) -> launcher.Plan:
         begun.set()
         gate.wait(20)
-        return plan(*arguments)
+        return plan(*arguments, **options)
 
     monkeypatch.setattr(launch_controller.launcher, "plan", slow)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.tui.test_runs_screen import Asked
 
 from stackllama_console.tui import watched as watched_module
 from stackllama_console.tui.keymap import as_bindings
+from stackllama_console.tui.screens.help import keys_text
 from stackllama_console.tui.screens.monitor import MonitorScreen
 from stackllama_console.tui.widgets.chart import Chart
 from stackllama_console.tui.widgets.key_line import KeyLine
@@ -531,9 +533,49 @@ def test_another_trainers_directory_is_read_only(other: Path) -> None:
             await shown.press(key)
         assert shown.name == "MonitorScreen"
         assert {text for text in shown.said} == {"read-only: this run was started by another trainer"}
+        await shown.press("question_mark")
+        await shown.reaches("HelpScreen")
+        offered = keys_text(shown.app.screen_stack[-2]).plain
+        assert "monitor.panel_5" in offered
+        for refusing in ("stop", "save", "pause", "change", "resume", "clone", "delete", "child"):
+            assert f"monitor.{refusing}" not in offered
 
     run_app(Home(other.parent / "home"), script, target=other)
     assert {path: path.stat().st_mtime_ns for path in other.rglob("*")} == before
+
+
+def test_a_silent_directory_says_for_how_long(other: Path) -> None:
+    days_ago = time.time() - 3.5 * 86400
+    for path in other.iterdir():
+        os.utime(path, (days_ago, days_ago))
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("○ no sign for 3 days", "step 10/20")
+        assert "unknown" not in shown.text
+
+    run_app(Home(other.parent / "home"), script, target=other)
+
+
+def test_a_directory_of_several_runs_asks_which(other: Path) -> None:
+    for name in ("first", "second"):
+        folder = other.parent / "outputs" / name
+        shutil.copytree(other, folder)
+        (folder / "train.log").write_text(f"INFO of the {name}\n")
+
+    async def script(shown: Shown) -> None:
+        await shown.reaches("ChooseScreen")
+        await shown.shows("2 runs in outputs: open which?", "first", "second", "ago")
+        await shown.press("escape")
+        await shown.reaches("RunsScreen")
+        await shown.press("o")
+        await shown.fill(str(other.parent / "outputs"))
+        await shown.press("enter")
+        await shown.reaches("ChooseScreen")
+        await shown.press(*(["j"] if "first" in shown.text.partition("which?")[2].splitlines()[1] else []), "enter")
+        await shown.reaches("MonitorScreen")
+        await shown.shows("INFO of the second", "loss 0.4")
+
+    run_app(Home(other.parent / "home"), script, target=other.parent / "outputs")
 
 
 def test_restarted_curve_is_drawn(other: Path) -> None:

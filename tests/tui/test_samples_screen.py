@@ -119,6 +119,11 @@ def test_a_filter_without_rows_says_so(run: RunDir) -> None:
         await driven.type("[/] nowhere")
         await driven.press("enter")
         await driven.shows("No sample holds “[/] nowhere”.")
+        await driven.press("slash")
+        await driven.type("")
+        await driven.press("enter")
+        await driven.shows("answer 40")
+        assert "KL" in driven.lines[1] and "length end" in driven.lines[1]  # the titles are still all there
 
     drive(_home(run), _browse(run), script)
 

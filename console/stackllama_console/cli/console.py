@@ -41,8 +41,11 @@ def find_target(home: Home, target: str) -> str | Path:
         if path.resolve().parent == home.runs_dir.resolve():  # a run's own directory, written out
             return find(home, path.resolve().name).id
         from ..readers.foreign import open_foreign
+        from ..readers.foreign_runs import runs_in
 
-        open_foreign(path)  # raises now, on the command line, when there is nothing to watch
+        runs = runs_in(path)  # raises now, on the command line, when there is nothing to watch
+        if len(runs) == 1:
+            open_foreign(runs[0].path)
         return path.resolve()
     if path.is_file():
         raise UsageError(f"{target} is a file; open takes a run id, or the directory that a trainer writes to.")

@@ -37,6 +37,7 @@ class Follower:
         self._own = Tail(run, str(stage), stage)
         self._child: Tail | None = None
         self._announced: str | None = None
+        self._waiting: str | None = None
         self._shown: set[str] = set()
         for event in self._own.read():
             self._note_child(event)
@@ -46,6 +47,7 @@ class Follower:
     def poll(self) -> State:
         """Show what is new and return the state. After an ended state nothing is left to read."""
         state = reconcile(self.run)  # first, so that the last events are there when it has ended
+        self._show_waiting(state)
         for event in self._own.read():
             if self.is_pipeline:
                 self._note_child(event)
@@ -54,6 +56,14 @@ class Follower:
         self._show_child()
         self.display.tick()
         return state
+
+    def _show_waiting(self, state: State) -> None:
+        """Say what the run waits for before it starts, whenever that changes."""
+        if state.waiting and state.waiting != self._waiting:
+            self.display.event(
+                self._own, Event(seq=0, time=time.time(), kind="health", data={"message": state.waiting})
+            )
+        self._waiting = state.waiting
 
     @property
     def bad_lines(self) -> int:

@@ -52,6 +52,10 @@ def _check_slurm(arguments: argparse.Namespace) -> None:
         if getattr(arguments, "sbatch_option", None):
             raise UsageError("--sbatch-option needs --slurm; add it.")
         return
+    if arguments.after is not None:
+        raise UsageError(
+            "--after and --slurm exclude each other, as Slurm has a queue. Use --sbatch-option dependency=afterany:JOB."
+        )
     for given, option in ((arguments.canary is not None, "--canary"), (arguments.dry_run, "--dry-run")):
         if given:
             raise UsageError(f"{option} and --slurm exclude each other: a job plans its launch where it starts.")
@@ -92,7 +96,9 @@ def follow_or_leave(arguments: argparse.Namespace, home: Home, run: RunDir, note
     if not arguments.follow:
         if arguments.json:
             show_json(facts(run, run.read_state()) | {"notes": notes})
-        say(f"{run.id} is running in the background; this terminal can be closed.")
+        state = run.read_state()
+        doing = f"is {state.waiting}, in the background" if state.waiting else "is running in the background"
+        say(f"{run.id} {doing}; this terminal can be closed.")
         say(f"  watch: {PROGRAM} runs watch {run.id}")
         say(f"  stop:  {PROGRAM} runs stop {run.id}")
         return ExitCode.DONE
@@ -125,8 +131,9 @@ def dry_run(arguments: argparse.Namespace, reading: Reading) -> int:
 
 
 def _plan(arguments: argparse.Namespace, home: Home, reading: Reading) -> launcher.Plan:
-    """Plan what these arguments launch; ``merge`` and ``demo`` have no ``--canary``."""
-    return launcher.plan(home, reading.recipe, arguments.name, canary=getattr(arguments, "canary", None))
+    """Plan what these arguments launch; ``merge`` and ``demo`` have neither ``--canary`` nor ``--after``."""
+    canary, after = getattr(arguments, "canary", None), getattr(arguments, "after", None)
+    return launcher.plan(home, reading.recipe, arguments.name, canary=canary, after=after)
 
 
 def flush() -> None:

@@ -3,24 +3,30 @@
 import argparse
 import sys
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from stackllama_engine.contract.errors import DamagedError, ExitCode
+from stackllama_engine.contract.errors import DamagedError, ExitCode, UsageError
+from stackllama_engine.contract.labels import Labels, read_labels
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.leftovers import leftovers
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.repair import stage_of
 
+from ..readers.runs_index import Row
 from ..readings import Reading, read_run
-from ..remote_runs import as_facts, in_words
+from ..remote_runs import as_facts as elsewhere_facts
+from ..remote_runs import in_words
 from ..sanitise import one_line
 from ..units import age, number
+from .labels import as_facts
+from .listing_view import table_of, wanted_rows
 from .output import PROGRAM, say, show_json, show_table, width
 from .run_status import COLOURS, DAMAGED
 
+_OneT = TypeVar("_OneT", Reading, "_Damaged")
 _OTHER_COLUMNS = 54  # stage to last metric, with the blanks between
 
 
@@ -28,11 +34,20 @@ def ls(arguments: argparse.Namespace) -> int:
     """Run ``runs ls``: print one line per run."""
     home = Home(arguments.home)
     readings, damaged = _readings(home, arguments.stage)
+    rows = wanted_rows(home, arguments)
+    if rows is not None:
+        readings = _in_order_of(rows, readings)
+        damaged = _in_order_of(rows, damaged)
     left = [each for each in leftovers(home) if not each.busy]
     if arguments.json:
-        listed = [_listed(reading) for reading in readings] + [_listed_damaged(each) for each in damaged]
+        listed = [_listed(home, reading) for reading in readings] + [_listed_damaged(each) for each in damaged]
         document: dict[str, Any] = {"home": str(home.path), "runs": listed}
         show_json(document | {"damaged": [each.reason for each in damaged], "leftovers": [it.path.name for it in left]})
+    elif arguments.columns:
+        ids = {each.id for each in (*readings, *damaged)}
+        titles, cells = table_of([row for row in rows or [] if row.id in ids], arguments.columns)
+        state = titles.index("STATE") if "STATE" in titles else 0
+        show_table(titles, cells, dict(COLOURS) if "STATE" in titles else {}, state)
     elif readings or damaged:
         header = ("RUN", "STAGE", "STATE", "STEP", "AGE", "LAST METRIC")
         rows = [(name, *_row(reading)) for name, reading in zip(_names(readings), readings, strict=True)]
@@ -44,9 +59,16 @@ def ls(arguments: argparse.Namespace) -> int:
     if left:
         names = ", ".join(one_line(each.path.name) for each in left)
         say(f"leftovers: {names}; `{PROGRAM} runs rm --leftovers` removes them.")
-    if not readings and not damaged:
+    if rows is not None and not readings and not damaged:
+        say("No run matches.")
+    elif not readings and not damaged:
         say(f"No runs under {home.runs_dir} yet. `{PROGRAM} demo` makes some.")
     return ExitCode.DONE
+
+
+def _in_order_of(rows: list[Row], each: list[_OneT]) -> list[_OneT]:
+    by_id = {one.id: one for one in each}
+    return [by_id[row.id] for row in rows if row.id in by_id]
 
 
 class _Damaged(Struct, frozen=True):
@@ -123,6 +145,7 @@ def _row(reading: Reading) -> tuple[str, ...]:
     last = f"{metric[0]} {number(metric[1])}" if metric else _current_child(reading)
     if reading.history.reason and not reading.state.has_ended:  # it waits: that matters most
         last = one_line(str(reading.history.at))
+    last = one_line(reading.state.waiting or last)
     last = "  ".join(filter(None, (in_words(reading.elsewhere), last)))
     return (reading.stage, reading.state.phase, reading.step, age(reading.age), last)
 
@@ -134,8 +157,13 @@ def _current_child(reading: Reading) -> str:
     return f"at {reading.history.phase.removeprefix(f'{reading.id}-')}"
 
 
-def _listed(reading: Reading) -> dict[str, Any]:
+def _listed(home: Home, reading: Reading) -> dict[str, Any]:
     metric = reading.last_metric
+    try:
+        labels = read_labels(home.run(reading.id))
+    except UsageError as error:
+        say(one_line(str(error)))
+        labels = Labels()
     return {
         "run": reading.id,
         "stage": reading.stage,
@@ -146,7 +174,8 @@ def _listed(reading: Reading) -> dict[str, Any]:
         "attempt": reading.state.attempt,
         "exit_code": reading.state.exit_code,
         "cause": reading.state.cause,
-        "elsewhere": as_facts(reading.elsewhere),
-        "at": reading.history.at,
+        "elsewhere": elsewhere_facts(reading.elsewhere),
+        "at": reading.state.waiting or reading.history.at,
         "last_metric": {"name": metric[0], "value": metric[1]} if metric else None,
+        **as_facts(labels),
     }

@@ -129,7 +129,12 @@ _HOME_HELP = "directory that holds the runs (default: STACKLLAMA_HOME, else $XDG
 _TRUST_HELP = "also trust a home that this user owns or lets others write (STACKLLAMA_TRUST_OWNER)"
 _FOLLOW_HELP = "follow the run and exit with its exit code; Ctrl-C detaches without stopping it"
 _CANARY_HELP = "PPO: dry-run one worst-case step and checkpoint before training (default: on a GPU)"
+_AFTER_HELP = "start when this run has ended, however, and the GPUs have room by the budget's estimate"
 _HOST_GONE_HELP = "confirm that this machine, which the run is on, is gone for good; its processes cannot be checked"
+_FILTER_HELP = "list only runs that match, e.g. 'state:failed stage:ppo reward>1 -tag:old' (--filter=-tag:old)"
+_COLUMNS_HELP = (
+    "columns: run, stage, model, state, step, age, duration, eta, reward, kl, loss, lr, trend, tags, note, last"
+)
 _PLAIN_HELP = "print lines instead of progress bars"
 _JSON_HELP = "print one JSON document on stdout"
 _OVERRIDE = "key=value"
@@ -217,6 +222,7 @@ def _add_launch(commands: _Commands) -> None:
         before = "STAGE [RECIPE.yaml] " if parser is launch else "[RECIPE.yaml] "
         _add_words(parser, before, "recipe file and overrides")
         parser.add_argument("--name", metavar="RUN", help="run id (default: stage, date and time)")
+        parser.add_argument("--after", metavar="RUN", help=_AFTER_HELP)
         parser.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
         parser.add_argument("--dry-run", action="store_true", help="print command and recipe without starting anything")
         parser.add_argument("--plain", action="store_true", help=_PLAIN_HELP)
@@ -241,6 +247,10 @@ def _add_runs(commands: _Commands) -> None:
     runs = group.add_subparsers(metavar="COMMAND", title="commands")
     ls = _leaf(runs, "ls", "List all runs, oldest first.", "listing:ls", json=True)
     ls.add_argument("--stage", choices=STAGES, help="list only this stage")
+    ls.add_argument("--filter", metavar="TEXT", help=_FILTER_HELP)
+    ls.add_argument("--sort", metavar="COLUMN", help="sort by a column, numbers from the highest down")
+    ls.add_argument("--reverse", action="store_true", help="reverse the order")
+    ls.add_argument("--columns", metavar="A,B", help=_COLUMNS_HELP)
     show = _leaf(runs, "show", "Show one run: state, recipe, metrics and next steps.", "runs:show_run", json=True)
     logs = _leaf(runs, "logs", "Print a run's log.", "runs:logs")
     logs.add_argument("--follow", "-f", action="store_true", help="keep printing until the run ends")
@@ -278,6 +288,7 @@ def _add_runs(commands: _Commands) -> None:
     repair = _leaf(runs, "repair", text, "runs:repair", json=True)
     for parser in (stop, resume, repair):
         parser.add_argument("run", metavar="RUN", help="run id")
+    _add_labels(runs)
     for name, text in _ASKS.items():
         asked = _leaf(runs, name, text, "requests:ask", json=True)
         asked.set_defaults(ask=name)
@@ -286,6 +297,19 @@ def _add_runs(commands: _Commands) -> None:
             asked.add_argument("change", metavar="KEY=VALUE", help="learning_rate=1e-5; for ppo also kl_coef=0.1")
     for parser in (watch, resume):
         parser.add_argument("--plain", action="store_true", help=_PLAIN_HELP)
+
+
+def _add_labels(runs: _Commands) -> None:
+    tag = _leaf(runs, "tag", "Tag a run; without a tag, print its tags.", "labels:tag", json=True)
+    tag.add_argument("run", metavar="RUN", help="run id")
+    tag.add_argument("tags", metavar="TAG", nargs="*", help="tag to add")
+    tag.add_argument("--remove", action="append", default=[], metavar="TAG", help="tag to remove (repeatable)")
+    note = _leaf(runs, "note", "Write a note on a run.", "labels:note", json=True)
+    note.add_argument("run", metavar="RUN", help="run id")
+    note.add_argument("text", metavar="TEXT", help="one line; empty removes the note")
+    rename = _leaf(runs, "rename", "Give a run a title, which lists show; its id stays.", "labels:rename", json=True)
+    rename.add_argument("run", metavar="RUN", help="run id")
+    rename.add_argument("title", metavar="TITLE", help="one line; empty removes the title")
 
 
 _ASKS = {

@@ -6,8 +6,9 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from stackllama_engine.contract.errors import ExitCode, StageError, UsageError
+from stackllama_engine.contract.errors import DamagedError, ExitCode, StageError, UsageError
 from stackllama_engine.contract.history import History
+from stackllama_engine.contract.labels import read_labels
 from stackllama_engine.contract.metrics import headline_names
 from stackllama_engine.contract.prompt_format import PROMPT_FORMAT_FILE, read_prompt_format
 from stackllama_engine.contract.run_dir import Home, RunDir, State
@@ -90,7 +91,7 @@ def _recipe(run: RunDir, state: State) -> tuple[dict[str, Any], str]:
 
 def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list[tuple[str, str]]:
     took = seconds(state)
-    fields = [("stage", str(state.stage))]
+    fields = [("stage", str(state.stage)), *_labels(run)]
     if state.cause and state.phase != "finished":
         fields.append(("cause", one_line(state.cause)))
     if there := elsewhere_text(run, state):
@@ -101,8 +102,7 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
         fields.append(("exit code", str(state.exit_code)))
     fields.append(("created", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.created))))
     fields.append(("took", duration(took)) if took is not None else ("running for", _since(state.started)))
-    if history.phase and not state.has_ended:
-        fields.append(("at", f"{one_line(str(history.at))}, last event {_since(history.updated)} ago"))
+    fields += _at(state, history)
     if history.step or history.total_steps:
         fields.append(("step", f"{history.step}{f' of {history.total_steps}' if history.total_steps else ''}"))
     fields += [("memory", peaks)] if (peaks := measured_peaks(history)) else []
@@ -115,6 +115,25 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
     if bad_lines:
         fields.append(("unreadable", f"{bad_lines} lines of its events"))
     return [*fields, ("directory", str(run.path))]
+
+
+def _at(state: State, history: History) -> list[tuple[str, str]]:
+    """Return what an unfinished run is doing, or waits for."""
+    if state.waiting:
+        return [("at", one_line(state.waiting))]
+    if history.phase and not state.has_ended:
+        return [("at", f"{one_line(str(history.at))}, last event {_since(history.updated)} ago")]
+    return []
+
+
+def _labels(run: RunDir) -> list[tuple[str, str]]:
+    """Return what a person says of it."""
+    try:
+        labels = read_labels(run)
+    except DamagedError as error:
+        return [("labels", one_line(str(error)))]
+    fields = [("title", labels.title), ("tags", " ".join(labels.tags)), ("note", labels.note)]
+    return [(name, one_line(text)) for name, text in fields if text]
 
 
 def _origin(run: RunDir) -> list[tuple[str, str]]:
@@ -188,7 +207,7 @@ def _document(run: RunDir, state: State, history: History, bad_lines: int, recip
         "created": state.created,
         "step": history.step,
         "total_steps": history.total_steps,
-        "at": history.at,
+        "at": state.waiting or history.at,
         "first": history.first,
         "last": history.last,
         "memory": history.memory,

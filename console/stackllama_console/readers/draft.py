@@ -131,6 +131,8 @@ class Draft:
         self.home = home
         self.stage = stage
         self.name: str | None = None
+        self.after: str | None = None
+        """The run whose end a launch waits for."""
         """The run's id; None: one is made."""
         self.origin = ""
         self.sbatch: dict[str, str] | None = None
@@ -197,6 +199,7 @@ class Draft:
         """Return the command line that launches this, quoted for a shell."""
         words = [PROGRAM, "launch", str(self.stage), *self.form.overrides()]
         words += ["--name", self.name] if self.name else []
+        words += ["--after", self.after] if self.after else []
         words += ["--home", str(self.home.path)] if self.home.path != Home().path else []
         if self.sbatch is not None:
             words += ["--slurm", *(f"--sbatch-option={key}={value}" for key, value in self.sbatch.items())]

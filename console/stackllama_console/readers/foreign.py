@@ -22,7 +22,7 @@ from .series import Series
 SEARCH_SECONDS = 5.0
 """Between two searches for new files."""
 QUIET_SECONDS = 600.0
-"""A directory in which nothing was written for so long is not known to be running."""
+"""A directory in which nothing was written for so long is silent."""
 
 _MOST_WATCHED = 1000  # event files that are followed at once, those that come during the watch included
 
@@ -56,8 +56,8 @@ class ForeignReader:
         history: step, totals, first and newest values; a copy that `poll` replaces.
         series: metric name → series over steps.
         memory: bytes, where the trainer writes them.
-        phase: ``finished`` at the last step or where the trainer says so, ``running`` while files change, else
-            ``unknown``.
+        phase: ``finished`` at the last step or where the trainer says so, ``running`` while files change, ``silent``
+            when none has changed for long, ``unknown`` where nothing says.
         log_file: the log beside them; None without one.
     """
 
@@ -119,7 +119,7 @@ class ForeignReader:
         if changed:
             self._merge()
         self.phase = self._find_phase(now)
-        self.history.phase = None if self.phase == "unknown" else self.phase
+        self.history.phase = self.phase if self.phase in ("running", "finished") else None
         return changed or before != (self.error, self.phase, self.bad_lines, self.notes)
 
     def eta(self, now: float) -> Eta | None:
@@ -161,7 +161,7 @@ class ForeignReader:
                 break
             followed.add(event.path)
             self._identities.add(event.identity)
-            self._events.setdefault(_group(event.path.parent.relative_to(self.path)), EventsSource()).add(event.path)
+            self._events.setdefault(group_of(event.path.parent.relative_to(self.path)), EventsSource()).add(event.path)
         self.log_file = files.text_log
         self._changed_at = max(self._changed_at, self._newest_change())
 
@@ -212,7 +212,9 @@ class ForeignReader:
         ended = bool(history.total_steps) and history.step >= (history.total_steps or 0)
         if ended or (self._state is not None and self._state.done and self._state.step >= history.step):
             return "finished"
-        return "running" if self._changed_at and now - self._changed_at < QUIET_SECONDS else "unknown"
+        if not self._changed_at:
+            return "unknown"
+        return "running" if now - self._changed_at < QUIET_SECONDS else "silent"
 
 
 def _farthest(several: Iterable[dict[str, Series]]) -> dict[str, Series]:
@@ -236,7 +238,7 @@ def _newest(series: Series) -> float | None:
     return None if gap and (not last or gap[0] > last[0]) else series.last
 
 
-def _group(folder: Path) -> str:
+def group_of(folder: Path) -> str:
     """Return the run that a folder of event files belongs to; empty: the directory's own. See the module."""
     parts = folder.parts
     if "runs" in parts:

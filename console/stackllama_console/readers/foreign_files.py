@@ -35,6 +35,7 @@ LOOKED_FOR = (
 )
 
 _EVENTS = "events.out.tfevents."
+_STATE = "trainer_state.json"
 _LOGS = ("trainer_log.jsonl", "logging.jsonl", "wandb-history.jsonl")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})|last-checkpoint")
 _NAMED = 3  # links, say, that are named before the rest is counted
@@ -58,6 +59,8 @@ class Files(Struct):
     """Newest first."""
     notes: list[str] = field(default_factory=list[str])
     """Sentences on what was left out, without a full stop; sanitised."""
+    holders: dict[Path, int] = field(default_factory=dict[Path, int])
+    """Folders that hold a known file → the last change of one in ns; of folders below, whatever kind it is."""
 
 
 def find_files(folder: Path) -> Files:
@@ -83,6 +86,7 @@ def find_files(folder: Path) -> Files:
         text_log=text_log if text_log and search.is_content(text_log) else None,
         events=newest,
         notes=search.notes(),
+        holders=search.holders,
     )
 
 
@@ -101,6 +105,7 @@ class _Search:
         """Entries of the directory itself."""
         self.events: list[EventPath] = []
         self.linked_logs: list[str] = []
+        self.holders: dict[Path, int] = {}
         self._left = MOST_ENTRIES
         self._visited: set[tuple[int, int]] = set()
         self._dangling: list[str] = []
@@ -167,13 +172,29 @@ class _Search:
                 status = entry.stat()
                 if self._is_new(status):
                     self.events.append(EventPath(path, (status.st_dev, status.st_ino), status.st_mtime_ns))
-            elif entry.is_dir() and not _CHECKPOINT.fullmatch(entry.name):
+                    self._hold(here, status)
+            elif self._examine_known(here, entry):
+                pass
+            elif entry.is_dir():
                 below.append((entry.stat().st_mtime_ns, path))
             elif entry.is_symlink() and not path.exists():
                 self._dangling.append(f"{self._relative(path)} → {one_line(str(path.readlink()))}")
         except OSError:  # deleted meanwhile, or a link to itself
             if entry.is_symlink():
                 self._dangling.append(self._relative(path))
+
+    def _examine_known(self, here: Path, entry: "os.DirEntry[str]") -> bool:
+        """Note a state or log, here or in a checkpoint; return whether it is one, or a checkpoint."""
+        state = here / entry.name / _STATE
+        is_checkpoint = _CHECKPOINT.fullmatch(entry.name) is not None
+        if is_checkpoint and state.is_file():
+            self._hold(here, state.stat())
+        elif entry.name in (*_LOGS, _STATE):
+            self._hold(here, entry.stat())
+        return is_checkpoint or entry.name in (*_LOGS, _STATE)
+
+    def _hold(self, folder: Path, status: os.stat_result) -> None:
+        self.holders[folder] = max(self.holders.get(folder, 0), status.st_mtime_ns)
 
     def _is_new(self, status: os.stat_result) -> bool:
         identity = (status.st_dev, status.st_ino)
@@ -194,7 +215,7 @@ def _states(folder: Path, names: Iterable[str]) -> list[Path]:
         folder / "last-checkpoint",
         *(folder / name for _, name in [max(numbered, default=(0, ""))] if name),
     ]
-    paths = [holder / "trainer_state.json" for holder in holders]
+    paths = [holder / _STATE for holder in holders]
     return [path for path in paths if path.is_file()]
 
 

@@ -43,7 +43,7 @@ class Reader(Protocol):
 
     @property
     def phase(self) -> str:
-        """The state's phase; of other trainers' runs ``running``, ``finished`` or ``unknown``."""
+        """The state's phase; of other trainers' runs ``running``, ``finished``, ``silent`` or ``unknown``."""
         ...
 
     @property

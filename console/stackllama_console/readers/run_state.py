@@ -74,4 +74,6 @@ class StateWatch:
 def clean_state(state: State) -> State:
     """Sanitise the texts of a state that come from other programs."""
     cause = None if state.cause is None else one_line(state.cause)
-    return msgspec.structs.replace(state, cause=cause, last_lines=[log_line(line) for line in state.last_lines])
+    lines = [log_line(line) for line in state.last_lines]
+    waiting = None if state.waiting is None else one_line(state.waiting)
+    return msgspec.structs.replace(state, cause=cause, last_lines=lines, waiting=waiting)

@@ -8,17 +8,20 @@ from pathlib import Path
 from msgspec import Struct, structs
 
 from stackllama_engine.contract.children import CHILDREN, child_id, known_parents
-from stackllama_engine.contract.history import History
+from stackllama_engine.contract.errors import DamagedError
+from stackllama_engine.contract.history import History, fold
+from stackllama_engine.contract.labels import LABELS_FILE, Labels, read_labels
 from stackllama_engine.contract.requests import WAITING_FOR_ROOM
 from stackllama_engine.contract.run_dir import ENDED, RUN_ID, Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.repair import stage_of
 
-from ..readings import Reading, read_launch, read_result, recent_history
+from ..readings import Reading, read_launch, read_result, recent_events, recent_history
 from ..sanitise import one_line
 from .file_stamp import Stamp
 from .recipe_model import recipe_model
 from .run_state import StateWatch
+from .run_trend import Trend
 
 _MADE_BY = re.compile(rf"/runs/({RUN_ID.pattern})/(?:adapter|merged|checkpoints)(?:/|$)")
 _RECENT_BYTES = 32 * 1024  # of events, which nearly always hold the newest metrics
@@ -29,6 +32,7 @@ class Row(Struct, frozen=True, kw_only=True):
     """One run. Texts are sanitised, times are Unix seconds. A damaged run has little but ``id`` and ``error``."""
 
     id: str
+    """Of another trainer's run its directory's path, as it is."""
     path: Path
     depth: int = 0
     """1 for a child beneath its pipeline."""
@@ -50,14 +54,35 @@ class Row(Struct, frozen=True, kw_only=True):
     """The other machine that it is on, in words."""
     at: str = ""
     """An unfinished run's phase; of a pipeline, its active child."""
+    values: dict[str, float | None] = {}
+    """Newest value of each metric, by its name in events; None: NaN or infinite."""
+    seconds_left: float | None = None
+    """At the newest event of a run that is running."""
+    trend: tuple[float, ...] = ()
+    """Recent values of the one number in lists."""
+    title: str = ""
+    tags: tuple[str, ...] = ()
+    note: str = ""
     attempt: int = 0
     exit_code: int | None = None
     cause: str | None = None
     error: str | None = None
 
     @property
+    def name(self) -> str:
+        """Its title; its id without one."""
+        return self.title or self.id
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is another trainer's, which is only read."""
+        return "/" in self.id
+
+    @property
     def waits(self) -> bool:
-        """Whether it waits for room on the disk, which is then shown before all else."""
+        """Whether it waits for its turn, or for room on the disk, which is then shown before all else."""
+        if self.phase == "queued":
+            return bool(self.at)
         return self.at.startswith(WAITING_FOR_ROOM) and self.phase not in ENDED
 
     def age(self, now: float) -> float:
@@ -139,6 +164,10 @@ class _Watched:
         self.gone = False
         self._state = StateWatch(run, clock)
         self._history = History()
+        self._trend = Trend()
+        self._labels_file = Stamp(run.path / LABELS_FILE)
+        self._labels = Labels()
+        self._labels_error = ""
         self._events: Stamp | None = None
         self._attempt = -1
         self._recipe = Stamp(run.recipe_file)
@@ -154,6 +183,7 @@ class _Watched:
         self.gone = self._state.deleted
         if state is None:
             return self._set(self._damaged_row()) or self.gone
+        changed |= self._read_labels()
         if not changed and state.has_ended and self.row.error is None and self.row.phase == state.phase:
             return self.gone
         before = self.parents
@@ -181,11 +211,25 @@ class _Watched:
             self._attempt = state.attempt
             self._events = Stamp(self.run.attempt_dir(state.attempt) / "events.jsonl")
         if self._events.changed():
-            history = recent_history(self.run, _RECENT_BYTES)
-            self._history = history if history.last else recent_history(self.run)
+            self._history, self._trend = History(), Trend()
+            for events in recent_events(self.run, _RECENT_BYTES):
+                fold(events, self._history)
+                self._trend.add(events)
+            if not self._history.last:
+                self._history = recent_history(self.run)
         result, error = read_result(self.run) if state.has_ended else ({}, "")
-        self._error = one_line(self._launch_error or error) or None
+        self._error = one_line(self._launch_error or error or self._labels_error) or None
         return Reading(id=self.run.id, stage=state.stage, state=state, history=self._history, result=result).last_metric
+
+    def _read_labels(self) -> bool:
+        """Read what a person says of it; return whether that changed."""
+        before = self._labels, self._labels_error
+        try:
+            if self._labels_file.changed():
+                self._labels, self._labels_error = read_labels(self.run), ""
+        except (DamagedError, OSError) as error:
+            self._labels, self._labels_error = Labels(), str(error)
+        return before != (self._labels, self._labels_error)
 
     def _without_folder(self, error: str | None) -> str | None:
         """Remove the run's directory, which the row's name says."""
@@ -204,6 +248,7 @@ class _Watched:
     def _row(self, state: State, metric: tuple[str, float | None] | None, error: str | None) -> Row:
         history = self._history
         at = "" if state.phase == "finished" or not history.at else one_line(history.at)
+        at = state.waiting or at
         return Row(
             id=self.row.id,
             path=self.run.path,
@@ -222,6 +267,12 @@ class _Watched:
             cause=state.cause,
             error=error,
             elsewhere=self._state.elsewhere,
+            values={one_line(name): value for name, value in history.last.items()},
+            seconds_left=self._trend.seconds_left(history.total_steps) if state.phase == "running" else None,
+            trend=self._trend.points(state.stage),
+            title=one_line(self._labels.title),
+            tags=tuple(map(one_line, self._labels.tags)),
+            note=one_line(self._labels.note),
         )
 
     def _set(self, row: Row) -> bool:

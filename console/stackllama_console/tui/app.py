@@ -97,10 +97,10 @@ class ConsoleApp(BaseApp):
         self.push_screen(MonitorScreen.of_run(self.home, run_id))
 
     def open_foreign(self, path: Path) -> None:
-        """Open the monitor of another trainer's directory."""
-        from .screens.monitor import MonitorScreen
+        """Open the monitor of another trainer's directory; ask which run where there are several in it."""
+        from .foreign_opening import open_directory
 
-        self.push_screen(MonitorScreen.of_directory(path))
+        self.run_worker(open_directory(self, path))
 
     def open_launch(self, run_id: str | None = None) -> None:
         """Open the launch form, filled from a run's recipe where a run is named."""

@@ -86,7 +86,7 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
 
     @abstractmethod
     def open_foreign(self, path: Path) -> None:
-        """Open the monitor of another trainer's directory."""
+        """Open the monitor of another trainer's directory; ask which run where there are several in it."""
 
     @abstractmethod
     def open_launch(self, run_id: str | None = None) -> None:

@@ -135,7 +135,7 @@ class RunActions:
 
         try:
             await asyncio.to_thread(check_run, self.home.run(run_id))
-            phase, stage = await asyncio.to_thread(_phase_and_stage, self.home.run(run_id))
+            phase, stage = await asyncio.to_thread(phase_and_stage, self.home.run(run_id))
             if phase not in (*ENDED, "damaged"):
                 self.screen.say(f"{run_id} is {phase}; stop it first (x), then delete it", error=True)
                 return
@@ -143,7 +143,7 @@ class RunActions:
             run = self.home.run(run_id)
             stages = await asyncio.to_thread(children_of, run) if stage is Stage.PIPELINE else []
             children = [child.id for child in stages]
-            size = await asyncio.to_thread(_size_text, [run, *stages])
+            size = await asyncio.to_thread(size_text, [run, *stages])
         except (StackllamaError, OSError, TimeoutError) as error:
             self.screen.say(str(error), error=True)
             return
@@ -245,7 +245,7 @@ def _why_unchangeable(run: RunDir) -> str:
     return ""
 
 
-def _phase_and_stage(run: RunDir) -> tuple[str, Stage | None]:
+def phase_and_stage(run: RunDir) -> tuple[str, Stage | None]:
     """Return the reconciled phase, ``damaged`` where that cannot be read, which deleting checks again; the stage."""
     from stackllama_engine.launch.repair import stage_of
 
@@ -256,7 +256,8 @@ def _phase_and_stage(run: RunDir) -> tuple[str, Stage | None]:
     return state.phase, state.stage
 
 
-def _size_text(runs: list[RunDir]) -> str:
+def size_text(runs: list[RunDir]) -> str:
+    """Return what these runs take on disk, as a sentence."""
     from ..units import size
 
     files = (path for run in runs for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())

@@ -55,6 +55,8 @@ class ConsoleScreen(Screen[Any]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.refusing_keys: frozenset[str] = frozenset()
+        """Ids of bindings that could only refuse here: neither footer nor help nor palette offers them."""
         self._visible = asyncio.Event()
         self._painted = asyncio.Event()
 

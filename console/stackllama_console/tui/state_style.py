@@ -15,14 +15,15 @@ _STATES: dict[str, tuple[str, str]] = {
     "failed": ("✗", "error"),
     "lost": ("?", "error"),
     "damaged": ("!", "error"),
+    "silent": ("○", "text-muted"),
     "unknown": ("·", "text-muted"),
 }
 
 
-def state_text(phase: str, variables: dict[str, str]) -> Text:
-    """Return glyph and word in the theme's colour; ``variables`` are the app's theme variables."""
+def state_text(phase: str, variables: dict[str, str], word: str = "") -> Text:
+    """Return glyph and word in the theme's colour; ``variables`` are the app's theme variables, ``word`` the phase."""
     glyph, colour = _STATES.get(phase, _STATES["unknown"])
-    return Text(f"{glyph} {one_line(phase)}", style=rich_colour(variables, colour))
+    return Text(f"{glyph} {one_line(word or phase)}", style=rich_colour(variables, colour))
 
 
 def rich_colour(variables: dict[str, str], name: str) -> str:

@@ -12,6 +12,7 @@
       samples.jsonl                  prompts, responses, rewards, KL
       checkpoints/step-000100/       atomic, with a manifest
       adapter/  merged/  result.json  lineage.json
+      labels.json                    a person's title, tags and note (see :mod:`.labels`); no run reads it
 
 A held lock means alive. A free lock and an unfinished state mean lost, on the machine of the run: ``State.host``.
 """
@@ -73,6 +74,8 @@ class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cause: str | None = None
     """Reason for the failure, in a sentence that a user can act on."""
     last_lines: list[str] = []
+    waiting: str | None = None
+    """What a queued run waits for, in words; None: it does not wait."""
 
     @property
     def has_ended(self) -> bool:
@@ -105,6 +108,8 @@ class Launch(Struct, frozen=True, kw_only=True):
     """Variables that the launcher added to the environment; never a secret."""
     secrets: list[str] = []
     """Names of the secrets that were present, never their values."""
+    after: str | None = None
+    """The run whose end this attempt waits for before it starts; None: it starts at once."""
     reward_funcs: list[FunctionFile] | msgspec.UnsetType = msgspec.UNSET
     """Unset: written by a version that did not record it, or in the next field."""
     reward_fn: FunctionFile | msgspec.UnsetType | None = msgspec.UNSET

@@ -69,6 +69,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         parents: runs that inputs are taken from, and those that were given.
         functions: the code of ``reward_funcs``.
         notices: how the data will be read; sentences.
+        after: the run whose end it waits for, and then for room on its GPUs; None: it starts at once.
     """
 
     home: Home
@@ -82,6 +83,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     parents: tuple[str, ...] = ()
     functions: tuple[FunctionFile, ...] = ()
     notices: tuple[str, ...] = ()
+    after: str | None = None
 
     @property
     def stage(self) -> Stage:
@@ -96,6 +98,7 @@ def plan(
     *,
     parents: Iterable[str] = (),
     canary: bool | None = None,
+    after: str | None = None,
 ) -> Plan:
     """Check everything that a launch needs and settle what it will run. Touches nothing.
 
@@ -105,6 +108,7 @@ def plan(
         name: the run id; otherwise one is made.
         parents: runs to record as parents besides those the inputs come from.
         canary: PPO: the worst case once before the run proper; None: where it is on a GPU.
+        after: a run to wait for; it starts when that has ended and its GPUs have room.
 
     Raises:
         UsageError: an input or the name is wrong (:class:`RecipeError` when it is the recipe).
@@ -113,6 +117,8 @@ def plan(
     if canary and recipe.stage is not Stage.PPO:
         raise UsageError(f"`--canary` dry-runs PPO's worst step; a {recipe.stage} run has none.")
     check_settings()
+    if after is not None:
+        home.run(after)
     gpus = _gpus(recipe)
     request = recipe
     recipe, inputs = prepare(home, request, name)
@@ -133,6 +139,7 @@ def plan(
         parents=(*inputs, *parents),
         functions=tuple(reward_functions(recipe)),
         notices=(*data_notices(recipe), *batch_notices(request, recipe), *audit_notices(recipe)),
+        after=after,
     )
 
 
@@ -172,7 +179,7 @@ def launch(planned: Plan) -> RunDir:
             lock = run.acquire_lock()
             try:
                 command = planned.command.in_directory(planned.run_dir, run.path)
-                start_supervisor(run, lock, command, list(planned.parents), planned.functions)
+                start_supervisor(run, lock, command, list(planned.parents), planned.functions, after=planned.after)
             finally:
                 run.release_lock(lock)
     return run
@@ -319,7 +326,13 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
 
 
 def start_supervisor(
-    run: RunDir, lock: int, command: Command, parents: list[str], functions: Sequence[FunctionFile] = ()
+    run: RunDir,
+    lock: int,
+    command: Command,
+    parents: list[str],
+    functions: Sequence[FunctionFile] = (),
+    *,
+    after: str | None = None,
 ) -> None:
     """Begin the next attempt with the lock held: its folder, ``launch.json``, state, and a detached supervisor.
 
@@ -331,18 +344,26 @@ def start_supervisor(
     folder = run.attempt_dir(attempt)
     make_private_dir(folder)
     try:
-        state = _prepare_attempt(run, attempt, command, parents, functions)
+        state = _prepare_attempt(run, attempt, command, parents, functions, after)
     except OSError:  # whoever tries again and again on a full disk would leave a folder each time
         shutil.rmtree(folder, ignore_errors=True)
         raise
     if _spawn(run.path, attempt, lock, folder / SUPERVISOR_LOG) != 0:
         cause = f"The supervisor could not be started; see {folder / SUPERVISOR_LOG}."
-        run.write_state(msgspec.structs.replace(state, phase="failed", exit_code=1, cause=cause, ended=time.time()))
+        ended = msgspec.structs.replace(
+            state, phase="failed", exit_code=1, cause=cause, ended=time.time(), waiting=None
+        )
+        run.write_state(ended)
         raise StackllamaError(f"Run `{run.id}`: {cause}")
 
 
 def _prepare_attempt(
-    run: RunDir, attempt: int, command: Command, parents: list[str], functions: Sequence[FunctionFile]
+    run: RunDir,
+    attempt: int,
+    command: Command,
+    parents: list[str],
+    functions: Sequence[FunctionFile],
+    after: str | None,
 ) -> State:
     """Write what is on disk before the supervisor starts; returns the state, which is written last."""
     forget_all(run)
@@ -362,13 +383,15 @@ def _prepare_attempt(
             secrets=secret_names(),
             recipe_sha256=keep_recipe(run, attempt),
             reward_funcs=[*functions],
+            after=after,
         )
     )
     state = msgspec.structs.replace(
         run.read_state(),
-        phase="starting",
+        phase="starting" if after is None else "queued",
+        waiting=None if after is None else f"waiting for {after} to end",
         attempt=attempt,
-        started=time.time(),
+        started=time.time() if after is None else None,
         ended=None,
         host=this_host(),
         supervisor=None,

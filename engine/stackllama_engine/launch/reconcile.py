@@ -115,7 +115,7 @@ def _abandoned(run: RunDir, state: State) -> bool:
         return not in_slurm(job)  # Slurm knows every machine
     if elsewhere(run, state) is not None:
         return False
-    if state.phase != "queued":
+    if state.phase != "queued" or state.supervisor is not None:  # one that waits for its turn has a supervisor
         return True
     return job is None and (state.host is None or not state.host.within(_QUEUED_SECONDS))
 
@@ -127,11 +127,12 @@ def _why_lost(run: RunDir, state: State, gone_host: str | None, survivors: str =
 
 def _unrecorded(run: RunDir, state: State, gone_host: str | None, why: str) -> State:
     cause = f"{_why_lost(run, state, gone_host)} Not recorded: {why}"
-    return msgspec.structs.replace(state, phase="lost", cause=cause)
+    return msgspec.structs.replace(state, phase="lost", cause=cause, waiting=None)
 
 
 def _close(run: RunDir, state: State, gone_host: str | None) -> State:
     killed = kill_run_processes(run.path)
+    state = msgspec.structs.replace(state, waiting=None)
     remove_rendezvous_dir(run.attempt_dir(state.attempt))
     remove_leftover_link(run)
     Reserve(run.path).release()

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -53,6 +54,9 @@ from .state_writer import StateWriter
 from .supervisor_log import SUPERVISOR_LOG, drop_empty_log, log_line
 from .watch import Watch
 
+if TYPE_CHECKING:
+    from .start_after import Turn
+
 _POLL = 0.2
 _IN_ORDER = (ExitCode.DONE, ExitCode.STOPPED)  # torchrun prints a traceback for every code but 0
 
@@ -74,6 +78,7 @@ class Supervisor:
         self._log = Scrubber(self.folder / "log.txt", self._secrets)
         self._end: Event | None = None
         self._watch: Watch | None = None
+        self._turn: Turn | None = None
         self._moved = MovedDirectory(run.path)
         self._polled = time.monotonic()
         self._last_event: tuple[float, float] | None = None  # the newest event's time; the poll before it was read
@@ -92,7 +97,12 @@ class Supervisor:
 
     def supervise(self) -> None:
         """Start the worker, follow it to its end, leave no process of the run behind, record the outcome."""
-        self._states.record(phase="starting", supervisor=identify(os.getpid()))
+        self._states.record(supervisor=identify(os.getpid()))
+        if not self._wait_for_turn():
+            cause = "It was stopped while it waited for its turn; nothing had run."
+            outcome = Outcome(phase="stopped", exit_code=ExitCode.STOPPED, cause=cause)
+            self._finish(self._moved.stopped(outcome) if self._moved.cause is not None else outcome)
+            return
         try:
             self._start_worker()
         except OSError as error:
@@ -113,6 +123,31 @@ class Supervisor:
         self._read_events()  # what it wrote between the last poll and its end
         self._mask_secrets()
         self._finish(self._outcome(self._status))
+
+    # its turn
+
+    def _wait_for_turn(self) -> bool:
+        """Wait where it is to start after another run; return whether it may start."""
+        launch = self.run.read_launch()
+        if launch.after is None:
+            self._states.record(phase="starting")
+            return True
+        from .start_after import Turn
+
+        turn = Turn(self.run, launch, self.state.stage, self._must_not_start, self._tell_waiting)
+        if not turn.wait():
+            return False
+        self._turn = turn
+        self._states.record(phase="starting", waiting=None, started=time.time())
+        return True
+
+    def _must_not_start(self) -> bool:
+        self._find_directory()
+        self._states.retry()
+        return self._moved.cause is not None or self.stop_requested or self.run.asked_to_stop()
+
+    def _tell_waiting(self, why: str) -> None:
+        self._states.record(phase="queued", waiting=why)
 
     # the worker
 
@@ -187,6 +222,8 @@ class Supervisor:
             any_event = True
             if event.kind == "end":
                 self._end = event
+            if event.step is not None and self._turn is not None:  # it has the memory that it needs
+                self._turn.end()
             if event.kind == "checkpoint" and self._last_event is not None:
                 began, since = self._last_event  # the event before it was the last thing before the save
                 passed = self._polled - since  # by the monotonic clock, which nobody sets
@@ -336,6 +373,8 @@ class Supervisor:
         return from_status(status, last_log_lines(self.folder / "log.txt"))
 
     def _finish(self, outcome: Outcome) -> None:
+        if self._turn is not None:
+            self._turn.end()
         remove_rendezvous_dir(self.folder)
         if self._watch is not None:
             self._watch.end()
@@ -350,6 +389,7 @@ class Supervisor:
             cause=outcome.cause,
             ended=time.time(),
             last_lines=lines,
+            waiting=None,
         )
         if outcome.phase == "finished":
             self._calibrate()
@@ -409,7 +449,8 @@ def _record_own_failure(run: RunDir, error: BaseException) -> None:
         )
         state = run.read_state()
         if not state.has_ended:
-            run.write_state(msgspec.structs.replace(state, phase="failed", exit_code=1, cause=cause, ended=time.time()))
+            failed = {"phase": "failed", "exit_code": 1, "cause": cause, "ended": time.time(), "waiting": None}
+            run.write_state(msgspec.structs.replace(state, **failed))
     except Exception:  # noqa: BLE001 - nothing is left but the log; the free lock will say `lost`
         traceback.print_exc()
 

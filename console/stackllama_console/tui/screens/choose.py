@@ -50,7 +50,7 @@ class ChooseScreen(ModalScreen[str | None]):
     def on_mount(self) -> None:
         """Put the cursor on the current value."""
         rows = self.query_one(RowList)
-        rows.show_rows(len(self._choices), self._start, self._question, keep=False)
+        rows.show_rows(len(self._choices), self._start, lambda _: self._question, keep=False)
         rows.focus()
 
     def action_choose(self) -> None:

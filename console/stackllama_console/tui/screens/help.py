@@ -20,10 +20,11 @@ _OURS = "stackllama_console"
 def actions_of(screen: Screen[Any]) -> list[tuple[Binding, DOMNode]]:
     """Return every binding that works on a screen now, the nearest first, each with the node it belongs to."""
     actions: dict[str, tuple[Binding, DOMNode]] = {}
+    refusing: frozenset[str] = getattr(screen, "refusing_keys", frozenset())
     for node in _nodes(screen):
         for bindings in node._bindings.key_to_bindings.values():  # pyright: ignore[reportPrivateUsage]
             for binding in bindings:
-                if binding.description and binding.id and not binding.system:
+                if binding.description and binding.id and not binding.system and binding.id not in refusing:
                     actions.setdefault(binding.id, (binding, node))
     return list(actions.values())
 

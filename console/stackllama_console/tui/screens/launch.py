@@ -4,6 +4,7 @@ From 120 columns models, form and budget stand side by side; below that the form
 line above it and a short budget below.
 """
 
+import asyncio
 import functools
 from collections.abc import Callable
 from typing import ClassVar
@@ -20,17 +21,19 @@ from stackllama_engine.contract.stages import Stage
 
 from ...readers.budget_inputs import Devices, NamedModels
 from ...readers.draft import ADAPTER, LaunchForm, Source, read_file, read_run
+from ...readers.queue_choices import alive_choices
 from ...sanitise import one_line
 from ...settings import Settings
 from ..screen import ConsoleScreen
 from ..widgets.budget_panel import BudgetPanel
 from ..widgets.model_list import ModelList
 from ..widgets.recipe_form import RecipeForm
+from ..widgets.status import now
 from ..widgets.text_lines import TextLines
 from .confirm import ConfirmScreen
 from .launch_confirm import CommandScreen
 from .launch_controller import LaunchController, Summary, recipe_path
-from .launch_dialogs import model_dialog, name_dialog, open_dialog, run_dialog, write_dialog
+from .launch_dialogs import after_dialog, model_dialog, name_dialog, open_dialog, run_dialog, write_dialog
 from .launch_lines import budget_title, command_lines, error_lines, model_line, stage_line, verdict_parts
 from .pick import PickScreen
 
@@ -67,6 +70,7 @@ class LaunchScreen(ConsoleScreen):
         Binding("y", "copy", "copy command", id="launch.copy", show=False),
         Binding("C", "commands", "show commands", id="launch.commands", show=False),
         Binding("N", "ask_name", "name run", id="launch.name", show=False),
+        Binding("A", "ask_after", "start after another run", id="launch.after", show=False),
         Binding("o", "ask_open", "open recipe", id="launch.open", show=False),
         Binding("w", "ask_write", "write recipe", id="launch.write", show=False),
         Binding("u", "gpus", "show GPUs", id="launch.gpus", show=False),
@@ -394,6 +398,23 @@ class LaunchScreen(ConsoleScreen):
                 self._refresh()
 
         self.console_app.push_screen(name_dialog(self.controller), named)
+
+    def action_ask_after(self) -> None:
+        """Ask for the run that this one is to start after."""
+        self.begin(self._ask_after(), group="after", exclusive=True)
+
+    async def _ask_after(self) -> None:
+        def chosen(run_id: str | None) -> None:
+            if run_id is not None:
+                self.controller.draft.after = run_id or None
+                self._refresh()
+
+        try:
+            runs = await asyncio.to_thread(alive_choices, self.controller.home, now())
+        except OSError as error:
+            self.say(str(error), error=True)
+            return
+        self.console_app.push_screen(after_dialog(self.controller, runs), chosen)
 
     def action_ask_write(self) -> None:
         """Ask for the new file that takes the recipe: what differs from the defaults."""

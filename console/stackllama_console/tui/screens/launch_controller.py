@@ -272,7 +272,7 @@ class LaunchController:
                 f"{draft.origin}, a Slurm run: launched here it would train on this machine. Submit it instead: "
                 f"{draft.command()}"
             )
-        planned = await asyncio.to_thread(launcher.plan, self.home, recipe, draft.name)
+        planned = await asyncio.to_thread(launcher.plan, self.home, recipe, draft.name, after=draft.after)
         return planned, structs.replace(summary, worker=planned.command.in_shell())
 
     def _summary(self) -> Summary:
@@ -284,6 +284,8 @@ class LaunchController:
             ("changed", "  ".join(changes) or "nothing (all defaults)"),
             ("home", str(draft.home.path)),
         ]
+        if draft.after:
+            rows.insert(2, ("after", f"{draft.after}, when it has ended and the GPUs have room"))
         return Summary(
             title=f"launch {draft.stage}",
             run=draft.name or str(draft.stage),

@@ -38,6 +38,11 @@ def name_dialog(controller: LaunchController) -> AskScreen:
     return AskScreen(question, controller.draft.name or "", check=controller.name_error)
 
 
+def after_dialog(controller: LaunchController, runs: Sequence[Choice]) -> PickScreen:
+    """Make the list of runs that the launch can wait for."""
+    return PickScreen("start after", runs, controller.draft.after or "", hint="words to filter")
+
+
 def write_dialog(controller: LaunchController) -> AskScreen:
     """Make the question for the new file that the recipe is written to."""
     stage = controller.draft.stage

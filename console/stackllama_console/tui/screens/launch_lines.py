@@ -75,7 +75,8 @@ def verdict_parts(draft: Draft, variables: Mapping[str, str]) -> list[str | Text
         verdict = Text("… checking inputs", style="dim")
     else:
         verdict = Text("✓ ready", style=rich_colour(dict(variables), "success"))
-    return [verdict, f"as {draft.name}" if draft.name else "", draft.origin]
+    named = [f"as {draft.name}" if draft.name else "", f"after {draft.after}" if draft.after else ""]
+    return [verdict, *named, draft.origin]
 
 
 def budget_title(view: BudgetView, width: int) -> str:

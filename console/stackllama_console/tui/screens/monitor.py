@@ -20,7 +20,9 @@ from ...readers.chart_sets import MEMORY, ChartSet, charts_for, curves_of
 from ...readers.machine import summary_of
 from ...readers.protocol import Reader
 from ...readers.series import Series
+from ...request_texts import READ_ONLY
 from ...sanitise import one_line, sanitise
+from ..keymap import as_bindings
 from ..run_actions import RunActions
 from ..run_keys import run_keys
 from ..screen import ConsoleScreen
@@ -38,6 +40,8 @@ _CHARTS = 4
 _GPU_LINES = ((42, 12), (36, 6), (24, 3))
 """Rows of the terminal → lines that the GPUs may take."""
 _WRAPPED = 4  # lines that one sentence may take
+_OF_OWN_RUNS = ("run(", "child(")
+"""Actions that another trainer's run refuses."""
 _OF_STAGE = frozenset({"samples", "chat", "clone"})
 """Actions that in a pipeline act on the stage shown."""
 
@@ -112,6 +116,9 @@ class MonitorScreen(ConsoleScreen):
         self._failed: str | None = None
         self._title = one_line(title)
         self.actions = RunActions(self, home) if home else None
+        if home is None:
+            acting = (binding for binding in as_bindings(self.BINDINGS) if binding.action.startswith(_OF_OWN_RUNS))
+            self.refusing_keys = frozenset(binding.id or "" for binding in acting)
         self._sets: list[ChartSet] = []
         self._shown_sets: list[ChartSet] = []
         self._page = 0
@@ -428,7 +435,7 @@ class MonitorScreen(ConsoleScreen):
     def action_run(self, what: str) -> None:
         """Act on the run shown; for a pipeline on the pipeline, but samples, chat and copy are its stage's."""
         if self.actions is None:
-            self.say("read-only: this run was started by another trainer")
+            self.say(READ_ONLY)
             return
         if self._watched is None or self._watched.run is None:
             return

@@ -1,6 +1,5 @@
 """All runs: states, steps, last metrics, pipelines as trees; the hub from which everything else is reached."""
 
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,19 +9,23 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Input, Static
 
-from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.run_dir import Home
 
+from ...readers.foreign_index import ForeignIndex
+from ...readers.run_columns import arranged, default_columns, is_tree
+from ...readers.run_filter import RunFilter, parse_filter
 from ...readers.runs_index import Row, RunsIndex
+from ...request_texts import READ_ONLY
 from ...sanitise import one_line
-from ...units import age, cut, number
 from ..run_actions import RunActions
-from ..run_keys import advice_of_run, run_keys
+from ..runs_view import RunsView
 from ..screen import ConsoleScreen
-from ..state_style import state_text
+from ..selection_actions import SELECTION_ACTIONS, SelectionActions
+from ..widgets.run_lines import about_lines, keys_of
+from ..widgets.runs_table import RunsTable, View
 from ..widgets.status import now
 from ..widgets.text_lines import TextLines
-from ..widgets.typed_ahead import KeyTaker, TypedAhead
+from ..widgets.typed_ahead import TypedAhead
 from ..widgets.value_input import ValueInput
 from .confirm import AskScreen
 
@@ -37,42 +40,9 @@ No runs here yet.
 
 _OF_DAMAGED = {"delete": "delete", "resume": "repair"}
 """Actions on a run whose state cannot be read: the key's → the one carried out."""
-_LEAST = {"state": 10, "step": 7, "age": 4, "last": 16}  # room to grow, so that columns seldom move
+_ALIVE = frozenset({"queued", "starting", "running", "stalled", "stopping"})
 _NVML_SECONDS = 2.0  # to wait for NVML before the heading says that it does not answer
 _AGE_SECONDS = 60  # ages are brought up to date this often, and with every change
-
-
-def model_label(model: str) -> str:
-    """Return a base model for a cell: `demo`, a hub id, or the end of a path."""
-    if model == str(DEMO_BASE):
-        return "demo"
-    return "/".join(Path(model).parts[-2:]) if model.startswith("/") else model
-
-
-def _widths(columns: tuple[str, ...], rows: Iterable[tuple[Text, ...]]) -> tuple[int, ...]:
-    """Return the cells each column takes; Textual measures after painting, and what was painted before it stays."""
-    widths = [max(len(name), _LEAST.get(name, 0)) for name in columns]
-    for row in rows:
-        widths = [max(width, cell.cell_len) for width, cell in zip(widths, row, strict=True)]
-    return tuple(widths)
-
-
-class RunsTable(DataTable[Text]):
-    """A table of runs; its cursor keys have names of our own."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j", "cursor_down", "next run", id="table.down", show=False),
-        Binding("k", "cursor_up", "previous run", id="table.up", show=False),
-        Binding("g", "scroll_top", "first run", id="table.top", show=False),
-        Binding("G", "scroll_bottom", "last run", id="table.bottom", show=False),
-        Binding("enter", "select_cursor", "open", id="runs.open"),
-    ]
-    take_key: KeyTaker | None = None
-
-    async def on_key(self, event: events.Key) -> None:
-        """Let the screen see a key first: what is typed ahead may be meant for the filter."""
-        if self.take_key is not None:
-            await self.take_key(event)
 
 
 class RunsScreen(ConsoleScreen):
@@ -95,6 +65,12 @@ class RunsScreen(ConsoleScreen):
         Binding("o", "attach", "open another trainer's run", id="runs.attach", show=False),
         Binding("u", "gpus", "show GPUs", id="runs.gpus", show=False),
         Binding("slash", "filter", "filter", id="runs.filter", key_display="/"),
+        Binding("S", "sort", "sort by a column", id="runs.sort", show=False),
+        Binding("C", "columns", "choose columns", id="runs.columns", show=False),
+        Binding("b", "group", "group: pipeline, stage, model", id="runs.group", show=False),
+        Binding("number_sign", "tag", "tag", id="runs.tag", key_display="#", show=False),
+        Binding("i", "note", "note", id="runs.note", show=False),
+        Binding("R", "rename", "rename (title)", id="runs.rename", show=False),
     ]
     DEFAULT_CSS = """
     RunsScreen {
@@ -111,15 +87,15 @@ class RunsScreen(ConsoleScreen):
     def __init__(self, home: Home) -> None:
         super().__init__()
         self.actions = RunActions(self, home)
+        self.selection_actions = SelectionActions(self, home)
         self.index = RunsIndex(home)
+        self.foreign = ForeignIndex(lambda: self.console_app.settings.foreign_runs)
+        self.view = RunsView(self, home, self._fill)
         self.filter_text = ""
+        self._filter = RunFilter()
         self._typing = False
         self.selected: dict[str, None] = {}
         self.folded: set[str] = set()
-        self._shown: list[Row] = []
-        self._cells: dict[str, tuple[Text, ...]] = {}
-        self._columns: tuple[str, ...] = ()
-        self._widths: tuple[int, ...] = ()
         self._read = False
         self._minute = 0
         self._machine: str | None = None
@@ -127,12 +103,12 @@ class RunsScreen(ConsoleScreen):
 
     def body(self) -> ComposeResult:
         """Compose the table, or what to do without runs; the run under the cursor in words; the filter."""
-        table = RunsTable(id="table", cursor_type="row", zebra_stripes=False, cell_padding=1)
+        table = RunsTable(id="table")
         yield table
         yield Static(_EMPTY, id="empty", markup=False)
         yield TextLines(id="about")
         line = ValueInput(id="filter")
-        line.placeholder = "filter: id, stage, state, model"
+        line.placeholder = "words, state:failed, stage:ppo, tag:x, reward>1, age<2d; - before one: not"
         turns = TypedAhead(self, table, line, lambda: self._typing)
         table.take_key, line.take_key, line.submitted = turns.rows_key, turns.field_key, self._filter_done
         yield line
@@ -144,6 +120,7 @@ class RunsScreen(ConsoleScreen):
     def poll(self) -> bool | None:
         """Return True when any run changed or a minute has passed, else None."""
         changed = self.index.poll()
+        changed = (self._read and self.foreign.poll()) or changed  # after the first paint
         if self._read and not self._machine_known:  # after the first paint
             changed = self._read_gpus() or changed
         minute = int(now() // _AGE_SECONDS)
@@ -173,97 +150,52 @@ class RunsScreen(ConsoleScreen):
     # the table
 
     def _fill(self) -> None:
-        rows = [row for row in self.index.rows if self._passes(row)]
-        self.set_class(not self.index.rows, "-empty")
-        for name in [name for name in self.selected if all(row.id != name for row in self.index.rows)]:
+        moment = now()
+        everything = self._rows
+        self.set_class(not everything, "-empty")
+        there = {row.id for row in everything}
+        for name in [name for name in self.selected if name not in there]:
             del self.selected[name]
+        tree = is_tree(self.view.sort, self.view.group)
+        passing = [row for row in everything if self._filter.passes(row, moment)]
+        shown = passing if self.filter_text or not tree else [row for row in passing if row.pipeline not in self.folded]
+        rows = arranged(shown, self.view.sort, self.view.group, moment)
         table = self.query_one(RunsTable)
-        columns = self._choose_columns()
-        under = self.row_id
-        cells = {row.id: self._row_cells(row, columns) for row in rows}
-        widths = _widths(columns, cells.values())
-        self._fit(cells, rows, widths)
-        same = [row.id for row in rows] == [row.id for row in self._shown] and columns == self._columns
-        if not same or any(now > before for now, before in zip(widths, self._widths, strict=True)):
-            self._columns, self._widths = columns, widths
-            table.clear(columns=True)
-            for name, width in zip(columns, widths, strict=True):
-                table.add_column(name, key=name, width=width)
-            for row in rows:
-                table.add_row(*cells[row.id], key=row.id)
-            if under in cells:
-                table.move_cursor(row=list(cells).index(under), animate=False)
-        else:
-            for row in rows:
-                before = self._cells.get(row.id)
-                for name, old, new in zip(columns, before or (), cells[row.id], strict=False):
-                    if old.plain != new.plain or old.style != new.style:
-                        table.update_cell(row.id, name, new)
-        self._shown, self._cells = rows, cells
+        view = View(
+            width=self.size.width,
+            now=moment,
+            theme=self.console_app.theme,
+            variables=self.console_app.theme_variables,
+            columns=self.view.columns,
+            group=self.view.group if self.view.group in ("stage", "model") else "",
+            tree=tree,
+            selected=self.selected,
+            folded=self.folded,
+        )
+        table.show(rows, view)
         self._show_about()
-        alive = sum(row.phase in ("queued", "starting", "running", "stalled", "stopping") for row in self.index.rows)
+        alive = sum(row.phase in _ALIVE for row in self.index.rows)
         parts = [str(len(self.index.rows)), f"{alive} alive" if alive else ""]
         parts += [f"{len(self.selected)} selected" if self.selected else ""]
-        parts += [f"filter: {self.filter_text}" if self.filter_text else "", self.index.error or ""]
+        parts += [f"filter: {self.filter_text} ({len(passing)} of {len(everything)})" if self.filter_text else ""]
+        parts += [self.view.words, f"no room for {table.left_out} columns" if table.left_out else ""]
+        parts += [self.index.error or ""]
         parts += [self._machine or "", f"in {self.index.home.path}"]  # last what may be long
         self.set_heading(*parts)
-
-    def _passes(self, row: Row) -> bool:
-        if row.pipeline in self.folded and not self.filter_text:
-            return False
-        words = self.filter_text.lower().split()
-        text = f"{row.id} {row.stage or ''} {row.phase} {row.model}".lower()
-        return all(word in text for word in words)
-
-    def _choose_columns(self) -> tuple[str, ...]:
-        width = self.size.width
-        names = ["run", "stage", "state", "step", "age", "last"]
-        if width >= 110:
-            names.insert(2, "model")
-        if width < 78:
-            names.remove("stage")
-        if width < 60:
-            names.remove("age")
-        if width < 44:
-            names.remove("step")
-        return tuple(names)
-
-    def _row_cells(self, row: Row, columns: tuple[str, ...]) -> tuple[Text, ...]:
-        variables: Mapping[str, str] = self.console_app.theme_variables
-        mark = "▸" if row.id in self.folded else " "
-        mark = "■" if row.id in self.selected else mark
-        name = row.id if not row.depth else f"└ {row.id.removeprefix(f'{row.pipeline}-')}"
-        metric = f"{row.metric[0]} {number(row.metric[1])}" if row.metric else (f"at {row.at}" if row.at else "")
-        metric = row.at if row.waits else metric
-        if row.elsewhere:
-            metric = "  ".join(filter(None, (row.elsewhere, metric)))
-        name_style = "bold" if row.id in self.selected else ""
-        step = f"{row.step}/{row.total_steps}" if row.total_steps else str(row.step or "")
-        cells = {
-            "run": Text(f"{mark} {cut(name, max(12, self.size.width * 2 // 5))}", style=name_style),
-            "stage": Text(str(row.stage or "")),
-            "model": Text(cut(model_label(row.model), 28)),
-            "state": state_text(row.phase, dict(variables)),
-            "step": Text(step, justify="right"),
-            "age": Text(age(row.age(now())) if row.created else "", justify="right"),
-            "last": Text(one_line(row.error or metric)),
-        }
-        return tuple(cells[column] for column in columns)
-
-    def _fit(self, cells: dict[str, tuple[Text, ...]], rows: list[Row], widths: Sequence[int]) -> None:
-        """Show a metric's value alone where its name has no room: a number that is cut reads as another one."""
-        room = self.size.width - sum(widths[:-1]) - 2 * len(widths)
-        for row in rows:
-            *others, last = cells[row.id]
-            plain = not (row.error or row.elsewhere or row.waits)
-            if row.metric and plain and last.cell_len > room:
-                cells[row.id] = (*others, Text(cut(number(row.metric[1]), max(1, room))))
 
     @property
     def row(self) -> Row | None:
         """The run under the cursor."""
-        position = self.query_one(RunsTable).cursor_row
-        return self._shown[position] if 0 <= position < len(self._shown) else None
+        return self.query_one(RunsTable).current
+
+    @property
+    def _rows(self) -> list[Row]:
+        """The runs of the home, then those of other trainers."""
+        return [*self.index.rows, *self.foreign.rows]
+
+    @property
+    def _shown(self) -> list[Row]:
+        return self.query_one(RunsTable).rows_shown
 
     @property
     def row_id(self) -> str | None:
@@ -276,21 +208,11 @@ class RunsScreen(ConsoleScreen):
 
     def _show_about(self) -> None:
         row = self.row
-        lines: list[Text | str] = []
-        if row is not None:
-            lines.append(
-                Text("  ".join(filter(None, (row.id, str(row.stage or ""), model_label(row.model)))), style="dim")
-            )
-            if row.elsewhere:
-                lines.append(Text(f"{row.phase} {row.elsewhere}: from here it can only be viewed and stopped"))
-            if row.error:
-                lines.append(Text(row.error))
-            if row.cause and row.phase != "finished":
-                lines.append(Text(f"cause: {row.cause}"))
-            if hint := advice_of_run(row.stage, row.phase):
-                lines.append(Text(hint, style="dim"))
-        elif self.filter_text:
+        lines = about_lines(row, [*self.selected]) if row is not None else []
+        if row is None and self.filter_text:
             lines.append(Text("no run matches the filter; esc clears it"))
+        if self._filter.error:
+            lines.insert(0, Text(f"! {self._filter.error}", style="bold"))
         self.query_one("#about", TextLines).show(lines)
         self.refresh_bindings()
 
@@ -306,10 +228,14 @@ class RunsScreen(ConsoleScreen):
     def shows_key(self, binding: Binding) -> bool:
         """Return whether the footer offers a key: only where it can do something to the run under the cursor."""
         row = self.row
-        keys = run_keys(row.stage, row.phase) if row else frozenset[str]()
+        keys = keys_of(row) if row else frozenset[str]()
+        selected = [each for each in self._rows if each.id in self.selected]
+        of_selection = {key for each in selected for key in keys_of(each)} if selected else keys
         match binding.id:
-            case "runs.open" | "runs.samples" | "runs.stop" | "runs.resume":
+            case "runs.open" | "runs.samples":
                 return binding.id.removeprefix("runs.") in keys
+            case "runs.stop" | "runs.resume":
+                return binding.id.removeprefix("runs.") in of_selection
             case "runs.select":
                 return row is not None
             case "runs.compare":
@@ -325,7 +251,9 @@ class RunsScreen(ConsoleScreen):
 
     def action_open(self) -> None:
         """Open the monitor."""
-        if self.row and self.row.phase != "damaged":
+        if self.row and self.row.is_foreign:
+            self.console_app.open_foreign(self.row.path)
+        elif self.row and self.row.phase != "damaged":
             self.console_app.open_run(self.row.id)
         elif self.row:
             self.say(self.row.error or "", error=True)
@@ -335,14 +263,29 @@ class RunsScreen(ConsoleScreen):
         self.console_app.open_launch()
 
     def action_run(self, what: str) -> None:
-        """Act on the run under the cursor."""
-        if self.row is None:
+        """Act on the run under the cursor; stop, save, resume and delete act on the selection where there is one."""
+        if what in SELECTION_ACTIONS and self.selected and [*self.selected] != [self.row_id]:
+            self.selection_actions.act(what, [*self.selected])
+        elif self.row is None:
             self.say("no run is selected")
+        elif self.row.is_foreign:
+            self._act_on_foreign(self.row, what)
         elif self.row.phase == "damaged" and what not in _OF_DAMAGED:
             self.say(self.row.error or "", error=True)
         else:
             action = _OF_DAMAGED[what] if self.row.phase == "damaged" else what
             getattr(self.actions, action)(self.row.id)
+
+    def _act_on_foreign(self, row: Row, what: str) -> None:
+        """Forget another trainer's run; everything else is refused."""
+        if what != "delete":
+            self.say(READ_ONLY)
+            return
+        self.console_app.settings.forget_foreign(row.id)
+        self.console_app.remember()
+        self.foreign.poll()
+        self._fill()
+        self.say(f"{row.name} forgotten; its files stay")
 
     def action_select(self) -> None:
         """Select runs to compare; the cursor moves on."""
@@ -365,9 +308,45 @@ class RunsScreen(ConsoleScreen):
     def action_fold(self) -> None:
         """Fold or unfold a pipeline's stages."""
         pipeline = self.row.pipeline or self.row.id if self.row else None
-        if pipeline and any(row.pipeline == pipeline for row in self.index.rows):
+        if not is_tree(self.view.sort, self.view.group):
+            self.say("stages fold where runs are grouped by pipeline (b) and not sorted (S)")
+        elif pipeline and any(row.pipeline == pipeline for row in self.index.rows):
             self.folded ^= {pipeline}
             self._fill()
+
+    def action_sort(self) -> None:
+        """Choose the column that runs are sorted by."""
+        self.view.choose_sort()
+
+    def action_columns(self) -> None:
+        """Choose the columns."""
+        self.view.choose_columns(default_columns(self.size.width))
+
+    def action_group(self) -> None:
+        """Group by the next of pipeline, stage, model and nothing."""
+        self.view.next_group()
+
+    def action_tag(self) -> None:
+        """Tag the selected runs, or the one under the cursor."""
+        rows = [row for row in self._rows if row.id in self.selected] or ([self.row] if self.row else [])
+        if own := self._own(rows):
+            self.view.tag(own)
+
+    def _own(self, rows: list[Row]) -> list[Row]:
+        """Return the runs that are not another trainer's, whose directory is never written to."""
+        if any(row.is_foreign for row in rows):
+            self.say(READ_ONLY)
+        return [row for row in rows if not row.is_foreign]
+
+    def action_note(self) -> None:
+        """Write a note on the run under the cursor."""
+        for row in self._own([self.row] if self.row else []):
+            self.view.note(row)
+
+    def action_rename(self) -> None:
+        """Give the run under the cursor a title."""
+        for row in self._own([self.row] if self.row else []):
+            self.view.rename(row)
 
     def action_attach(self) -> None:
         """Open a directory of another trainer."""
@@ -389,6 +368,7 @@ class RunsScreen(ConsoleScreen):
     @on(Input.Changed, "#filter")
     def _filter_typed(self, event: Input.Changed) -> None:
         self.filter_text = one_line(event.value)
+        self._filter = parse_filter(self.filter_text)
         self._fill()
 
     def _filter_done(self) -> None:

@@ -1,6 +1,7 @@
 """The samples browser: PPO's rollouts sorted, filtered, one prompt followed, before beside after."""
 
 import asyncio
+from functools import partial
 from threading import Lock
 from typing import Any, ClassVar
 
@@ -98,7 +99,6 @@ class SamplesScreen(ConsoleScreen):
         """Put the text beside the list from 120 columns, below it else."""
         self.set_class(event.size.width >= _WIDE, "-wide")
         self.set_class(event.size.height < 12, "-low")
-        self._show_heading_of_rows()
 
     # reading, in threads
 
@@ -144,7 +144,7 @@ class SamplesScreen(ConsoleScreen):
         self.set_class(not len(listing), "-none")
         self.set_class(bool(listing.note), "-note")
         self.query_one("#note", Static).update(Text(listing.note))
-        rows.show_rows(len(listing), cursor, sample_rows.heading(listing, rows.size.width), keep=keep)
+        rows.show_rows(len(listing), cursor, partial(sample_rows.heading, listing), keep=keep)
         self._head()
 
     def _cursor(self, before: Listing) -> tuple[int, bool]:
@@ -217,11 +217,6 @@ class SamplesScreen(ConsoleScreen):
                 changed = True
         if changed:
             self.query_one("#detail").scroll_to(y=0, animate=False)
-
-    def _show_heading_of_rows(self) -> None:
-        rows = self.query_one(RowList)
-        rows.heading = sample_rows.heading(self.listing, rows.size.width)
-        rows.repaint()
 
     def _head(self) -> None:
         listing, wanted = self.listing, self.wanted

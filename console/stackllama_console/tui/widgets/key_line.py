@@ -59,8 +59,9 @@ class KeyLine(Widget):
         own: dict[str, _Entry] = {}
         common: dict[str, _Entry] = {}
         shows_key = getattr(screen, "shows_key", None)
+        refusing: frozenset[str] = getattr(screen, "refusing_keys", frozenset())
         for node, binding, enabled, _ in screen.active_bindings.values():
-            if binding.show and (shows_key is None or shows_key(binding)):
+            if binding.show and binding.id not in refusing and (shows_key is None or shows_key(binding)):
                 key, what = app.get_key_display(binding), binding.description
                 entry = (one_line(key), one_line(what), binding.key, enabled)
                 (common if node is app else own).setdefault(binding.action, entry)

@@ -22,7 +22,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
 
     Attributes:
         draw: gives a row by its index and the width; called for rows in sight alone.
-        heading: titles of the columns.
+        heading: gives the titles of the columns for a width.
         count: how many rows there are.
         cursor: index of the selected row; 0 without rows.
     """
@@ -58,17 +58,17 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
     def __init__(self, draw: Callable[[int, int], Pieces], *, id: str | None = None) -> None:  # Textual's name
         super().__init__(id=id)
         self.draw = draw
-        self.heading = ""
+        self.heading: Callable[[int], str] = lambda _: ""
         self.count = 0
         self.cursor = 0
 
-    def show_rows(self, count: int, cursor: int, heading: str, *, keep: bool) -> None:
+    def show_rows(self, count: int, cursor: int, heading: Callable[[int], str], *, keep: bool) -> None:
         """Show so many rows, the cursor on one of them.
 
         Args:
             count: how many rows there are now.
             cursor: index of the selected row.
-            heading: titles of the columns.
+            heading: gives the titles of the columns for a width, which a hidden list does not have yet.
             keep: the selected row is the same as before: it stays on its line of the screen.
         """
         line = self.cursor - self.scroll_offset.y
@@ -96,7 +96,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         width = self.scrollable_content_region.width
         if y == 0:
             style = self._style("focused" if self.has_focus else "heading")
-            return strip_of([(self.heading, style)], width, self._style("heading"))
+            return strip_of([(self.heading(width), style)], width, self._style("heading"))
         index = y - 1 + self.scroll_offset.y
         if index >= self.count:
             return Strip.blank(width, self._style("plain"))

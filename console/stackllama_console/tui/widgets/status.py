@@ -15,7 +15,7 @@ from ...readers.eta import Eta
 from ...readers.protocol import Reader
 from ...readings import measured_peaks
 from ...sanitise import log_line, one_line
-from ...units import duration, number, size
+from ...units import duration, number, size, span
 from ..run_keys import resume_in_words
 from ..state_style import rich_colour, state_text
 
@@ -29,11 +29,14 @@ _OUT_OF_MEMORY = re.compile(r"out[ -]of[ -](?:gpu )?memory|outofmemory|for its m
 def head_line(reader: Reader, variables: Mapping[str, str], now: float) -> Text:
     """Return state, phase, step, progress bar, pace and time left, by the run's own clock: nothing ticks by itself."""
     colours = dict(variables)
-    text = state_text(reader.phase, colours)
     history = reader.history
+    word = f"no sign for {span(now - (history.updated or now))}" if reader.phase == "silent" else ""
+    text = state_text(reader.phase, colours, word)
     state: State | None = getattr(reader, "state", None)
     if history.phase and history.phase != reader.phase and not (state and state.has_ended):
         text.append(f"  {history.at}", style="bold")
+    if state and state.waiting:
+        text.append(f"  {state.waiting}", style="bold")
     total = history.total_steps
     if total:
         done = min(1.0, history.step / total)

@@ -1,0 +1,182 @@
+"""The table of runs: which columns have room, the cells of each run, and what of them changed since they were drawn."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import ClassVar
+
+from msgspec import Struct
+from rich.text import Text
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.widgets import DataTable
+
+from ...readers.run_columns import COLUMNS, default_columns, group_name, last_text
+from ...readers.runs_index import Row
+from ...sanitise import one_line
+from ...units import cut
+from ..state_style import state_text
+from .typed_ahead import KeyTaker
+
+_LEAST = {"state": 10, "step": 7, "age": 4, "duration": 9, "ETA": 4, "last": 16}
+"""Room to grow, so that columns seldom move."""
+_GROUP = "group"
+_MINUTE = 60.0  # ages are not brought up to date more often
+
+
+class View(Struct, frozen=True, kw_only=True):
+    """How rows are shown: columns (empty: by the width), marks, the group of each, the time, the theme's colours."""
+
+    width: int
+    now: float
+    theme: str
+    variables: dict[str, str]
+    columns: Sequence[str] = ()
+    group: str = ""
+    tree: bool = True
+    selected: Collection[str] = ()
+    folded: Collection[str] = ()
+
+
+class RunsTable(DataTable[Text]):
+    """A table of runs; its cursor keys have names of our own.
+
+    Attributes:
+        rows_shown: the runs, from top to bottom.
+        left_out: how many of the columns that were chosen have no room.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("j", "cursor_down", "next run", id="table.down", show=False),
+        Binding("k", "cursor_up", "previous run", id="table.up", show=False),
+        Binding("g", "scroll_top", "first run", id="table.top", show=False),
+        Binding("G", "scroll_bottom", "last run", id="table.bottom", show=False),
+        Binding("enter", "select_cursor", "open", id="runs.open"),
+    ]
+    take_key: KeyTaker | None = None
+
+    def __init__(self, *, id: str | None = None) -> None:  # Textual's name
+        super().__init__(id=id, cursor_type="row", zebra_stripes=False, cell_padding=1)
+        self.rows_shown: list[Row] = []
+        self.left_out = 0
+        self._cells: dict[str, tuple[Text, ...]] = {}
+        self._made: dict[str, tuple[Row, object, dict[str, Text]]] = {}  # of rows and views that have not changed
+        self._names: tuple[str, ...] = ()
+        self._widths: tuple[int, ...] = ()
+
+    async def on_key(self, event: events.Key) -> None:
+        """Let the screen see a key first: what is typed ahead may be meant for the filter."""
+        if self.take_key is not None:
+            await self.take_key(event)
+
+    @property
+    def current(self) -> Row | None:
+        """The run under the cursor."""
+        return self.rows_shown[self.cursor_row] if 0 <= self.cursor_row < len(self.rows_shown) else None
+
+    def show(self, rows: list[Row], view: View) -> None:
+        """Show these rows; the cursor stays on its run. Only cells that differ are drawn again."""
+        under = self.current.id if self.current else None
+        names, cells = self._with_room(rows, view)
+        widths = _widths(names, cells.values())
+        _fit(cells, rows, widths, names, view.width)
+        same = [row.id for row in rows] == [row.id for row in self.rows_shown] and names == self._names
+        if not same or any(now > before for now, before in zip(widths, self._widths, strict=True)):
+            self._names, self._widths = names, widths
+            self.clear(columns=True)
+            for name, width in zip(names, widths, strict=True):
+                self.add_column(name, key=name, width=width)
+            for row in rows:
+                self.add_row(*cells[row.id], key=row.id)
+            if under in cells:
+                self.move_cursor(row=list(cells).index(under), animate=False)
+        else:
+            self._update(rows, names, cells)
+        self.rows_shown, self._cells = rows, cells
+
+    def _update(self, rows: list[Row], names: tuple[str, ...], cells: dict[str, tuple[Text, ...]]) -> None:
+        for row in rows:
+            before = self._cells.get(row.id)
+            for name, old, new in zip(names, before or (), cells[row.id], strict=False):
+                if old is not new and (old.plain != new.plain or old.style != new.style):
+                    self.update_cell(row.id, name, new)
+
+    def _with_room(self, rows: list[Row], view: View) -> tuple[tuple[str, ...], dict[str, tuple[Text, ...]]]:
+        """Return the columns that have room, and the cells; chosen ones are left out from the right."""
+        names = [name for name in view.columns if name in COLUMNS] or default_columns(view.width)
+        made = [self._make(row, names, view) for row in rows]
+        cells = {name: [each[name] for each in made] for name in names}
+        if view.group:
+            names.insert(0, _GROUP)
+            cells[_GROUP] = _group_cells(rows, view.group)
+        before = len(names)
+        while view.columns and len(names) > 2 and _room(names, cells) > view.width:
+            names.pop(-2 if names[-1] == "last" else -1)
+        self.left_out = before - len(names)
+        by_row = {row.id: tuple(cells[name][index] for name in names) for index, row in enumerate(rows)}
+        return tuple(names), by_row
+
+    def _make(self, row: Row, names: Sequence[str], view: View) -> dict[str, Text]:
+        """Return the cells of one run; those of before where nothing has changed, as while a filter is typed."""
+        marks = row.id in view.selected, row.id in view.folded
+        context = (*names, *marks, view.width, view.tree, view.theme, view.now // _MINUTE)
+        before = self._made.get(row.id)
+        if before is not None and before[0] is row and before[1] == context:
+            return before[2]
+        cells = {name: _cell(row, name, view) for name in names}
+        self._made[row.id] = row, context, cells
+        return cells
+
+
+def _room(names: Sequence[str], cells: Mapping[str, Sequence[Text]]) -> int:
+    """Return the columns of the terminal that a table takes; its last column may be cut to its least width."""
+    sizes = [max([len(name), _LEAST.get(name, 0), *(cell.cell_len for cell in cells[name])]) for name in names]
+    if names[-1] == "last":
+        sizes[-1] = _LEAST["last"]
+    return sum(sizes) + 2 * len(names)
+
+
+def _group_cells(rows: Sequence[Row], group: str) -> list[Text]:
+    """Return a group's name and size for its first row, blanks for the others."""
+    names = [group_name(row, group) for row in rows]
+    return [
+        Text(f"{cut(one_line(name), 24)} {names.count(name)}" if index == 0 or names[index - 1] != name else "")
+        for index, name in enumerate(names)
+    ]
+
+
+def _cell(row: Row, name: str, view: View) -> Text:
+    if name == "run":
+        return _name_cell(row, view)
+    if name == "state":
+        return state_text(row.phase, view.variables)
+    column = COLUMNS[name]
+    return Text(one_line(column.text(row, view.now)), justify="right" if column.right else None)
+
+
+def _name_cell(row: Row, view: View) -> Text:
+    mark = "▸" if row.id in view.folded and view.tree else " "
+    mark = "■" if row.id in view.selected else mark
+    name = row.name
+    if row.depth and view.tree:
+        name = f"└ {row.title or row.id.removeprefix(f'{row.pipeline}-')}"
+    return Text(f"{mark} {cut(name, max(12, view.width * 2 // 5))}", style="bold" if row.id in view.selected else "")
+
+
+def _widths(names: Sequence[str], rows: Iterable[tuple[Text, ...]]) -> tuple[int, ...]:
+    """Return the cells each column takes; Textual measures after painting, and what was painted before it stays."""
+    widths = [max(len(name), _LEAST.get(name, 0)) for name in names]
+    for row in rows:
+        widths = [max(width, cell.cell_len) for width, cell in zip(widths, row, strict=True)]
+    return tuple(widths)
+
+
+def _fit(
+    cells: dict[str, tuple[Text, ...]], rows: list[Row], widths: Sequence[int], names: Sequence[str], width: int
+) -> None:
+    """Show a metric's value alone where its name has no room: a number that is cut reads as another one."""
+    if names[-1] != "last":
+        return
+    room = width - sum(widths[:-1]) - 2 * len(widths)
+    for row in rows:
+        *others, last = cells[row.id]
+        if row.metric and not (row.error or row.elsewhere or row.waits) and last.cell_len > room:
+            cells[row.id] = (*others, Text(cut(last_text(row, bare=True), max(1, room))))

@@ -1,0 +1,165 @@
+"""A run that starts after another one: real supervisors with fake workers, and GPUs that others use."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from stackllama_engine.contract.errors import RefusedError, UsageError
+from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
+from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import launcher
+from stackllama_engine.launch.gpu_room import Need, need_of, no_room
+from stackllama_engine.launch.nvml import Gpu
+from stackllama_engine.launch.processes import send
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
+from stackllama_engine.launch.start_after import Turn
+
+from .conftest import Runs, wait_for, wait_for_phase
+
+GIB = 1 << 30
+
+
+def _after(runs: Runs, name: str, after: str, mode: str = "finish") -> RunDir:
+    run = runs.create(name)
+    runs.again(run, mode, after)
+    return run
+
+
+def test_a_run_waits_until_the_other_has_ended_and_then_starts(runs: Runs) -> None:
+    first = runs.start("until-released", "first")
+    wait_for_phase(first, "running")
+    second = _after(runs, "second", "first")
+    state = wait_for_phase(second, "queued")
+    assert (state.waiting, state.started) == ("waiting for first to end", None)
+    assert reconcile(second) == second.read_state() and second.lock_is_held()  # alive, whoever asks
+    wait_for(lambda: second.read_state().supervisor is not None)
+    with pytest.raises(RefusedError, match="alive"):
+        launcher.resume(runs.home, "second")
+    (first.path / "release").touch()
+    wait_for_phase(first, "finished")
+    state = wait_for_phase(second, "finished")
+    assert state.waiting is None and state.started is not None and first.read_state().ended is not None
+    assert state.started >= (first.read_state().ended or 0) - 0.01
+
+
+def test_a_run_is_stopped_while_it_waits_and_starts_at_once_when_it_is_resumed(runs: Runs, fake_stages: None) -> None:
+    first = runs.start("until-released", "first")
+    second = _after(runs, "second", "first")
+    wait_for_phase(second, "queued")
+    state = stop(second, wait=True)
+    assert (state.phase, state.exit_code, state.waiting) == ("stopped", 75, None)
+    assert state.cause == "It was stopped while it waited for its turn; nothing had run."
+    assert not (second.attempt_dir(1) / "log.txt").exists()
+    launcher.resume(runs.home, "second")
+    wait_for_phase(second, "finished")
+    assert not first.read_state().has_ended
+
+
+@pytest.mark.parametrize("how", ["failed", "deleted", "alive"])
+def test_any_end_of_the_other_run_will_do(home: Home, how: str) -> None:
+    run = _run(home, Stage.SFT, "second", use_cpu=True)
+    lock = None
+    if how != "deleted":
+        other = _run(home, Stage.SFT, "other")
+        lock = other.acquire_lock()
+        phase = "failed" if how == "failed" else "running"
+        other.write_state(State(stage=Stage.SFT, phase=phase))  # type: ignore[arg-type]
+    told: list[str] = []
+    may_start = Turn(run, _launch(), Stage.SFT, lambda: bool(told), told.append).wait()
+    assert (may_start, told) == ((False, ["waiting for other to end"]) if how == "alive" else (True, []))
+    if lock is not None:
+        os.close(lock)
+
+
+def test_a_supervisor_that_is_killed_while_it_waits_leaves_a_lost_run(runs: Runs) -> None:
+    runs.start("until-released", "first")
+    second = _after(runs, "second", "first")
+    wait_for(lambda: second.read_state().supervisor is not None)
+    supervisor = second.read_state().supervisor
+    assert supervisor is not None
+    send(supervisor, signal.SIGKILL)
+    wait_for(lambda: not second.lock_is_held())
+    state = reconcile(second)
+    assert (state.phase, state.waiting) == ("lost", None)
+
+
+def test_planning_refuses_to_wait_for_what_is_not_there(home: Home) -> None:
+    recipe = build_recipe(Stage.SFT, {"model_name_or_path": "demo", "dataset_name": "demo", "use_cpu": True})
+    with pytest.raises(UsageError, match="No run `nowhere`"):
+        launcher.plan(home, recipe, after="nowhere")
+
+
+def _gpu(free: float, index: int = 0) -> Gpu:
+    return Gpu(index, "A GPU", 80 * GIB, round(free * GIB))
+
+
+@pytest.mark.parametrize(
+    ("need", "free", "why"),
+    [
+        (Need(40 * GIB, None), [50], ""),
+        (Need(40 * GIB, None), [30], "waiting for memory of GPU 0: it needs 40.0, 30.0 of 80.0 GiB are free"),
+        (Need(40 * GIB, None), [50, 39], "waiting for memory of GPU 1: it needs 40.0, 39.0 of 80.0 GiB are free"),
+        (Need(40 * GIB, (0,)), [50, 39], ""),
+        (Need(40 * GIB, (7,)), [10, 10], ""),  # not a GPU of this machine: the launch decides
+        (Need(90 * GIB, None), [79], ""),  # nobody else is on it: waiting would change nothing
+        (Need(None, None), [79], ""),
+        (
+            Need(None, None),
+            [70],
+            "waiting for memory of GPU 0: how much it needs is not known, 70.0 of 80.0 GiB are free",
+        ),
+        (Need(40 * GIB, ()), [1], ""),  # on the CPU
+        (Need(0, None), [1], ""),  # a merge
+        (Need(40 * GIB, None), [], ""),
+    ],
+)
+def test_room_by_the_budgets_word(need: Need, free: list[float], why: str) -> None:
+    assert no_room(need, lambda _: [_gpu(each, index) for index, each in enumerate(free)]) == why
+
+
+def test_a_driver_that_does_not_answer_is_waited_for() -> None:
+    def silent(_: float) -> list[Gpu]:
+        raise RefusedError("NVML has not answered for 2 s: the GPU driver hangs.")
+
+    assert no_room(Need(1, None), silent) == "NVML has not answered for 2 s"
+
+
+def _run(home: Home, stage: Stage, name: str, **values: object) -> RunDir:
+    recipe = build_recipe(stage, {"model_name_or_path": "demo", "dataset_name": "demo"} | values)
+    return home.create(stage, dump_recipe(recipe), name)
+
+
+def _launch(**environment: str) -> Launch:
+    return Launch(argv=[], cwd="/", host="h", created=0.0, environment=environment, after="other")
+
+
+def test_need_is_the_budgets_estimate_on_the_runs_own_gpus(home: Home, tmp_path: Path) -> None:
+    from stackllama_engine.contract.base import DEMO_BASE
+
+    base = {"model_name_or_path": str(DEMO_BASE), "base_precision": "dtype", "gradient_checkpointing": False}
+    run = _run(home, Stage.SFT, "on-gpu", **base)
+    need = need_of(run, _launch(ACCELERATE_USE_CPU="false", CUDA_VISIBLE_DEVICES="3,5"), Stage.SFT)
+    assert need.cards == (3, 5) and need.bytes is not None and GIB < need.bytes < 3 * GIB
+    on_cpu = need_of(_run(home, Stage.SFT, "on-cpu", use_cpu=True, **base), _launch(), Stage.SFT)
+    assert not on_cpu.any
+    elsewhere = _run(home, Stage.SFT, "unknown", **(base | {"model_name_or_path": "nobody/has-this"}))
+    assert need_of(elsewhere, _launch(), Stage.SFT).bytes is None
+
+
+def test_runs_that_wait_start_one_at_a_time(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stackllama_engine.launch.start_after.need_of", lambda *_: Need(GIB, None))
+    monkeypatch.setattr("stackllama_engine.launch.start_after.no_room", lambda _: "")
+    told: list[str] = []
+    turns = [
+        Turn(_run(home, Stage.SFT, name, use_cpu=True), _launch(), Stage.SFT, lambda: len(told) > 0, told.append)
+        for name in ("one", "two")
+    ]
+    assert turns[0].wait()
+    assert not turns[1].wait() and told == ["waiting for another queued run to start"]
+    turns[0].end()
+    told.clear()
+    assert turns[1].wait() and (home.path / "queue.lock").is_file()
