@@ -5,7 +5,7 @@ line above it and a short budget below.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from textual import events, on
@@ -45,6 +45,7 @@ class LaunchScreen(ConsoleScreen):
         home: where the run will live.
         settings: last stage and model; brought up to date by a launch.
         clone: a run whose recipe fills the form.
+        changes: values to set in the copy, where the cursor then is.
     """
 
     HEADING = "launch"
@@ -102,10 +103,13 @@ class LaunchScreen(ConsoleScreen):
     }
     """
 
-    def __init__(self, home: Home, settings: Settings, clone: str | None = None) -> None:
+    def __init__(
+        self, home: Home, settings: Settings, clone: str | None = None, changes: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__()
         self.controller = LaunchController(home, settings)
         self._clone = clone
+        self._changes = dict(changes or {})
         self._picker: PickScreen | None = None
 
     def body(self) -> ComposeResult:
@@ -181,6 +185,11 @@ class LaunchScreen(ConsoleScreen):
             self._tell(str(error))
             return
         self._show_form()
+        if changes := self._changes:
+            self._changes = {}
+            form = self.query_one(RecipeForm)
+            form.apply(changes)
+            form.move_to(next(iter(changes)))
         if source.notes:
             self.say("; ".join(note.rstrip(".") for note in source.notes))
 

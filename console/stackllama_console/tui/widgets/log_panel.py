@@ -69,8 +69,8 @@ class LogPanel(Vertical):
     @on(Input.Submitted, "#log-search")
     def _submitted(self, event: Input.Submitted) -> None:
         view = self.query_one(LogView)
-        view.next_match()
-        view.focus()
+        if view.next_match() or not event.value:  # without a match the line keeps the focus: letters are text
+            view.focus()
         self._say()
 
     def action_close_search(self) -> None:
