@@ -65,7 +65,7 @@ class ChatScreen(ConsoleScreen):
     DEFAULT_CSS = """
     ChatScreen {
         #status { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }
-        #status.error { color: $error; text-style: bold; height: auto; max-height: 3; text-wrap: wrap; }
+        #status.error { color: $error; text-style: bold; height: auto; max-height: 50%; text-wrap: wrap; }
         #bottom { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }
         #prompt { height: 1; padding: 0 1; background: $panel; }
         &.-low #bottom { display: none; }

@@ -26,6 +26,7 @@ from ..screen import ConsoleScreen
 from ..widgets.budget_panel import BudgetPanel
 from ..widgets.model_list import ModelList
 from ..widgets.recipe_form import RecipeForm
+from ..widgets.scroll_lines import ScrollLines
 from ..widgets.text_lines import TextLines
 from .confirm import ConfirmScreen
 from .launch_confirm import CommandScreen
@@ -50,7 +51,7 @@ class LaunchScreen(ConsoleScreen):
 
     HEADING = "launch"
     INTERVAL = 2.0
-    WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("RecipeForm", "BudgetPanel", "ModelList")
+    WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("RecipeForm", "BudgetPanel", "ModelList", "ScrollLines")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,L,ctrl+l", "launch", "launch", id="launch.launch"),
         Binding("right_square_bracket", "stage(1)", "next stage", id="launch.next_stage", key_display="]"),
@@ -87,7 +88,7 @@ class LaunchScreen(ConsoleScreen):
         RecipeForm { height: 1fr; }
         BudgetPanel { height: 5; padding: 0 1; border-top: solid $panel; }
         BudgetPanel:focus { border-top: solid $primary; }
-        #launch-error { max-height: 4; padding: 0 1; }
+        #launch-error { max-height: 4; padding: 0 0 0 1; }
         #launch-command { padding: 0 1; }
         &.-budget RecipeForm { display: none; }
         &.-budget BudgetPanel { height: 1fr; }
@@ -126,7 +127,7 @@ class LaunchScreen(ConsoleScreen):
             panel = BudgetPanel(ascii=drawn, id="launch-budget")
             panel.border_title = "memory"
             yield panel
-        yield TextLines(id="launch-error")
+        yield ScrollLines(hang=2, id="launch-error")
         yield TextLines(id="launch-command")
 
     def on_mount(self) -> None:

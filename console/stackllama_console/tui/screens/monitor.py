@@ -103,6 +103,7 @@ class MonitorScreen(MonitorPanels):
         &.-only-metrics #charts { display: none; }
         &.-only-metrics #side { display: block; width: 1fr; border: none; }
         &.-only-metrics #metrics { max-height: 100%; }
+        &.-only-metrics #sample { display: none; }
         &.-only-metrics #log { display: none; }
     }
     """

@@ -68,8 +68,9 @@ class LogPanel(Vertical):
 
     @on(Input.Submitted, "#log-search")
     def _submitted(self, event: Input.Submitted) -> None:
+        """Go to the next match; what is typed stays to be changed where there is none."""
         view = self.query_one(LogView)
-        if view.next_match() or not event.value:  # without a match the line keeps the focus: letters are text
+        if view.next_match():
             view.focus()
         self._say()
 

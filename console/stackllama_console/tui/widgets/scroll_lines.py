@@ -23,8 +23,8 @@ class ScrollLines(TextLines, can_focus=True):
     ScrollLines:focus { scrollbar-color: $primary; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space,pagedown", "page(1)", "page down", id="lines.page_down", key_display="space"),
-        Binding("b,pageup", "page(-1)", "page up", id="lines.page_up", show=False),
+        Binding("space,pagedown,ctrl+d", "page(1)", "page down", id="lines.page_down", key_display="space"),
+        Binding("pageup,ctrl+u", "page(-1)", "page up", id="lines.page_up", show=False),
         Binding("j,down", "scroll(1)", "down", id="lines.down", show=False),
         Binding("k,up", "scroll(-1)", "up", id="lines.up", show=False),
         Binding("g,home", "end(False)", "top", id="lines.top", show=False),
