@@ -151,17 +151,17 @@ def test_answers_have_a_reward_and_are_regenerated_with_another_seed(run: RunDir
 
 def test_system_prompt_takes_the_place_of_the_runs_own(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
-        await driven.shows("system prompt: Be kind. (p)")
+        await driven.shows("system prompt (p): Be kind.")
         await driven.press("escape", "p")
         await driven.type("Be brief.")
         await driven.press("enter")
-        await driven.shows("system prompt: Be brief. (p)")
+        await driven.shows("system prompt (p): Be brief.")
         await _ask(driven, "why?")
         await driven.shows("seed 0, Be brief.")
         await driven.press("escape", "p")
         await driven.type("")
         await driven.press("enter")
-        await driven.shows("system prompt: Be kind. (p)")
+        await driven.shows("system prompt (p): Be kind.")
 
     _talk(run, Starter("scored"), script, (120, 30))
 

@@ -67,7 +67,7 @@ class ChatScreen(ConsoleScreen):
     ChatScreen {
         #status { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }
         #status.error { color: $error; text-style: bold; height: auto; max-height: 50%; text-wrap: wrap; }
-        #bottom { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }
+        #bottom { height: auto; max-height: 2; padding: 0 1; color: $text-muted; }
         #prompt { height: 1; padding: 0 1; background: $panel; }
         &.-low #bottom { display: none; }
         &.-low #status { display: none; }
@@ -245,8 +245,8 @@ class ChatScreen(ConsoleScreen):
         if ready is not None and ready.prompt_format != "chat":
             parts.append(f"format {ready.prompt_format}")
         elif ready is not None:
-            system = ready.system if self._system is None else self._system
-            parts.append(f"system prompt: {one_line(system)} (p)" if system else "no system prompt (p)")
+            system = one_line((ready.system if self._system is None else self._system) or "")
+            parts.append(f"system prompt (p): {cut(system, 60) if system else 'none'}")
         self.query_one("#bottom", Static).update(" · ".join(parts))
 
     def _head(self) -> None:
