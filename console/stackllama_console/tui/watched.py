@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from stackllama_engine.contract.chat_target import has_target
 from stackllama_engine.contract.errors import StackllamaError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -60,6 +61,8 @@ class Watched:
         self.note = ""
         self.fix: Fix | None = None
         """The change that the cause of a failed run advises, or of a failed pipeline that of the stage shown."""
+        self.left_nothing = False
+        """Whether what failed has saved nothing that could be chatted with."""
         self._fix_of: object = None
         self.has_log = False
         """Whether the log that is shown has lines."""
@@ -152,8 +155,9 @@ class Watched:
         key = run.id if run else None, state, self.shows_failure
         if key == self._fix_of:
             return
-        self._fix_of, self.fix = key, None
+        self._fix_of, self.fix, self.left_nothing = key, None, False
         if run and state and self.shows_failure:
+            self.left_nothing = not has_target(run)
             first = self.pipeline is not None and len(self.pipeline.children) == 1
             self.fix = find_fix(run, state, self.run if first else None)
 

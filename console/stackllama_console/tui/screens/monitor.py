@@ -235,7 +235,7 @@ class MonitorScreen(MonitorPanels):
         pages = self._pages
         where = f"charts {self._page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
         self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note, where)
-        keys_for = self._working_keys(), pages > 1 or watched.shows_result
+        keys_for = self._working_keys(), pages > 1 or watched.shows_result, watched.fix
         if keys_for != self._keys_for:
             self._keys_for = keys_for
             self.refresh_bindings()
@@ -271,6 +271,8 @@ class MonitorScreen(MonitorPanels):
         if watched.state.exit_code == 2:  # the same recipe would fail again
             own -= {"resume"}
         shown = run_keys(watched.reader.stage, watched.reader.phase) if watched.shown_run else own & {"clone"}
+        if watched.left_nothing:
+            shown -= {"chat"}
         if watched.shows_whole_pipeline:
             shown |= own & {"samples"}
         return (own - _OF_STAGE) | (shown & _OF_STAGE)
