@@ -43,6 +43,24 @@ def test_chat_answers_one_prompt(run: RunDir, generator: Callable[..., None], ru
     assert result.err == "mine: loading …\nbase and tuned of fake, step-000003, on cpu\n"
 
 
+def test_chat_tells_rewards_and_takes_a_system_prompt(
+    run: RunDir, generator: Callable[..., None], run_main: Callable[..., Any]
+) -> None:
+    generator("scored")
+    result = run_main("chat", run.id, "--prompt", "how so", "--system-prompt", "Be brief.")
+    assert result.out == "base\nseed 0, Be brief.\ntuned\nseed 0, Be brief.\n"
+    assert "reward of base: 0.25\nreward of tuned: 0.25\n" in result.err
+    answer = run_main("chat", run.id, "--prompt", "how so", "--json").json()["answers"][0]
+    assert answer["tuned"] == {
+        "text": "seed 0, None",
+        "tokens": 2,
+        "seconds": 0.5,
+        "ended": True,
+        "cancelled": False,
+        "reward": 0.25,
+    }
+
+
 def test_chat_prints_one_json_document(
     run: RunDir, generator: Callable[..., None], run_main: Callable[..., Any]
 ) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stackllama_engine.contract.chat_target import find_target
+from stackllama_engine.contract.chat_target import find_target, has_target
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -27,6 +27,7 @@ def test_find_target_prefers_the_result_then_the_newest_checkpoint(tmp_path: Pat
     assert find_target(run).checkpoint == "step-1000000"
     run.adapter.mkdir()
     assert (find_target(run).path, find_target(run).checkpoint) == (run.adapter, None)
+    assert has_target(run) and not has_target(made(tmp_path, Stage.PPO, name="new"))
 
 
 @pytest.mark.parametrize("name", ["30", "step-000030", "000030"])

@@ -15,7 +15,7 @@ from stackllama_console.readers.runs_index import RunsIndex
 from stackllama_console.readers.samples import SamplesFile
 from stackllama_console.tui.run_keys import advice_of_run
 from stackllama_console.tui.watched import watch_run
-from stackllama_console.tui.widgets.status import advice
+from stackllama_console.tui.widgets.outcome import advice
 from stackllama_engine.contract.chat_target import find_target
 from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.run_dir import Home, RunDir

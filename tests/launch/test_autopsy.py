@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from tests.llama_7b import LLAMA_7B
 
+from stackllama_console.readers.advice import advised_changes
 from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
@@ -81,6 +82,7 @@ def test_explain_names_component_and_fitting_change_on_a_gpu(make: Any) -> None:
     assert "would have fitted" in text and " of 11.8 GiB." in text
     assert text.endswith(CUDA.format("11.76 GiB")), "what the allocator said stays"
     assert "Halve it" not in text and "\n" not in text
+    assert [*advised_changes(text)[0]] == ["per_device_train_batch_size", "gradient_accumulation_steps"]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,15 @@ def echo() -> None:
             say(id=ask["id"], which=which, done=True, tokens=2, seconds=0.5, ended=True)
 
 
+def scored() -> None:
+    """Score every answer, and say the settings that came with its question."""
+    ready(prompt_format="chat", system="Be kind.", rewards=True)
+    for number, ask in enumerate(questions()):
+        for which in ask["which"]:
+            say(id=ask["id"], which=which, text=f"seed {ask['seed']}, {ask['system']}")
+            say(id=ask["id"], which=which, done=True, tokens=2, seconds=0.5, ended=True, reward=number + 0.25)
+
+
 def facts() -> None:
     """Say what was asked, and where this process stands."""
     ready()

@@ -97,6 +97,7 @@ def test_one_side_and_every_option_reach_the_generator(start: Start) -> None:
         "max_new_tokens": 7,
         "temperature": 0.5,
         "seed": 3,
+        "system": None,
     }
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from stackllama_engine.contract import threads as contract_threads
 from stackllama_engine.contract.chat_messages import Ask, Delta, Done, Failure, Reply, Side
@@ -30,9 +30,10 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.chat_process import chat_command
 from stackllama_engine.train import checkpoint, models
 from stackllama_engine.train.chat import __main__ as chat
-from stackllama_engine.train.chat.answer import Text
+from stackllama_engine.train.chat.answer import Text, messages_of
+from stackllama_engine.train.encoding import Encoder
 
-from .toy import PPO, SFT, make_base
+from .toy import PPO, SFT, make_base, make_reward_model
 
 QUESTION = "How do I boil an egg properly?"
 PATIENCE = 120.0
@@ -74,15 +75,15 @@ class Here:
     """What the process does with a run and its questions, without the process."""
 
     def __init__(self, run: RunDir, name: str | None = None) -> None:
-        self._sides, self.ready = chat._load(run, name, cpu=True)
+        self._sides, self._score, self.ready = chat._load(run, name, cpu=True)
         self._said: list[Reply] = []
 
-    def ask(self, *sides: Side) -> list[Reply]:
+    def ask(self, *sides: Side, system: str | None = None) -> list[Reply]:
         """Greedy answers of some sides; all that is said."""
         self._said.clear()
         inbox, outbox = SimpleNamespace(cancelled=lambda _: False), SimpleNamespace(write=self._said.append)
-        question = Ask(id=1, prompt=QUESTION, which=[*sides], temperature=0, max_new_tokens=24)
-        chat._answer(self._sides, question, inbox, outbox)  # type: ignore[arg-type]
+        question = Ask(id=1, prompt=QUESTION, which=[*sides], temperature=0, max_new_tokens=24, system=system)
+        chat._answer(self._sides, self._score, question, inbox, outbox)  # type: ignore[arg-type]
         return self._said
 
     def greedy(self, *sides: Side) -> list[str]:
@@ -188,6 +189,9 @@ def test_base_and_tuned_answer_as_transformers_would(
         "checkpoint": None,
         "device": "cpu",
         "note": None,
+        "prompt_format": "question_answer",
+        "system": None,
+        "rewards": False,
     }
     both = [expected(base, None, 24), expected(base, adapter, 24)]
     assert both[0] != both[1]
@@ -245,6 +249,53 @@ def test_chat_with_a_ppo_checkpoint(base: Path, adapter: Path, make: Callable[..
         Here(run, "3")
     said = "checkpoint step-000003 policy.safetensors is not as it was sealed; name another one."
     assert (str(broken.value), broken.value.exit_code) == (said, 1)
+
+
+@pytest.mark.slow
+def test_answers_are_scored_as_the_reward_model_would(
+    base: Path, adapter: Path, make: Callable[..., RunDir], tmp_path: Path
+) -> None:
+    reward = make_reward_model(base, tmp_path / "reward")
+    run = make(Stage.PPO, f"reward_model_path={reward}")
+    shutil.copytree(adapter, run.adapter)
+    generator = Here(run)
+    assert generator.ready.rewards and generator.ready.note is None
+    said = [*generator.ask("base", "tuned")]
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    classifier: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    classifier.config.pad_token_id = tokenizer.pad_token_id
+    scorer = PeftModel.from_pretrained(classifier, str(reward)).eval()
+    for done, text in zip([one for one in said if isinstance(one, Done)], _texts(said), strict=True):
+        ids = Encoder(tokenizer, PromptFormat()).text_ids(QUESTION, text, ended=done.ended)
+        assert done.reward == pytest.approx(scorer(torch.tensor([ids])).logits.item(), abs=1e-5)
+    assert _texts(said) == [expected(base, None, 24), expected(base, adapter, 24)]  # the adapters do not disturb
+
+    whole: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    whole.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    separate = make(Stage.PPO, f"reward_model_path={tmp_path / 'whole'}")
+    shutil.copytree(adapter, separate.adapter)
+    generator = Here(separate)
+    assert all(isinstance(one.reward, float) for one in generator.ask("tuned") if isinstance(one, Done))
+    separate.write_state(State(stage=Stage.PPO, phase="running"))
+    assert "no rewards while it trains" in (Here(separate).ready.note or "")
+
+
+def test_system_prompt_needs_the_chat_format(adapter: Path, make: Callable[..., RunDir]) -> None:
+    ask = Ask(id=1, prompt="Why?", system="Answer briefly.")
+    assert messages_of(ask) == [
+        {"role": "system", "content": "Answer briefly."},
+        {"role": "user", "content": "Why?"},
+    ]
+    run = make(Stage.SFT)
+    shutil.copytree(adapter, run.adapter)
+    (refused,) = Here(run).ask("tuned", system="Answer briefly.")
+    assert isinstance(refused, Failure) and "takes one question, not a conversation of system, user" in refused.error
+
+
+def _texts(said: list[Reply]) -> list[str]:
+    sides = dict.fromkeys(one.which for one in said if isinstance(one, Delta))
+    return ["".join(one.text for one in said if isinstance(one, Delta) and one.which == side) for side in sides]
 
 
 @pytest.mark.slow

@@ -125,6 +125,56 @@ def test_settings_are_changed_outside_of_the_line_and_sent(run: RunDir) -> None:
     _talk(run, Starter("facts"), script, (200, 30))
 
 
+def test_answers_have_a_reward_and_are_regenerated_with_another_seed(run: RunDir) -> None:
+    async def script(driven: Driven) -> None:
+        await driven.shows("base and tuned of fake", "new seed per answer (s)")
+        await driven.press("escape", "R")
+        assert "Nothing has been asked yet." in driven.notices
+        await _ask(driven, "why?")
+        await driven.shows("base  reward 0.25 · 2 tokens · 0.5 s", "tuned  reward 0.25", "seed 0, None")
+        await driven.press("escape", "R")
+        await driven.shows("base  reward 1.25", "seed 1, None", "seed 0, None")
+        assert driven.text.count("› why?") == 2
+        await driven.press("s")
+        await driven.type("-1")
+        await driven.press("enter")
+        await driven.shows("expected a whole number")
+        await driven.type("7")
+        await driven.press("enter")
+        await driven.shows("seed 7 (s)")
+        await driven.press("R")
+        await driven.shows("seed 7, None")
+        assert "The seed is fixed" in driven.notices
+
+    _talk(run, Starter("scored"), script, (80, 40))
+
+
+def test_system_prompt_takes_the_place_of_the_runs_own(run: RunDir) -> None:
+    async def script(driven: Driven) -> None:
+        await driven.shows("system prompt (p): Be kind.")
+        await driven.press("escape", "p")
+        await driven.type("Be brief.")
+        await driven.press("enter")
+        await driven.shows("system prompt (p): Be brief.")
+        await _ask(driven, "why?")
+        await driven.shows("seed 0, Be brief.")
+        await driven.press("escape", "p")
+        await driven.type("")
+        await driven.press("enter")
+        await driven.shows("system prompt (p): Be kind.")
+
+    _talk(run, Starter("scored"), script, (120, 30))
+
+
+def test_runs_without_a_chat_format_have_no_system_prompt(run: RunDir) -> None:
+    async def script(driven: Driven) -> None:
+        await driven.shows("base and tuned of fake", "format question_answer")
+        await driven.press("escape", "p")
+        assert "Only the format chat has a system prompt" in driven.notices
+
+    _talk(run, Starter("echo"), script, (120, 30))
+
+
 def test_c_chooses_a_checkpoint_and_ends_the_generator_before(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await _ask(driven, "hello")

@@ -91,6 +91,7 @@ WHERE = {
     "runs": ("runs",),
     "monitor": ("monitor",),
     "a chart": ("chart",),
+    "chat": ("chat",),
     "launch": ("launch", "form", "budget"),
 }
 """First column of README's table of keys to the first words of the bindings' ids."""

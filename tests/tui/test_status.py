@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stackllama_console.tui.widgets.status import advice
+from stackllama_console.tui.widgets.outcome import advice
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
 

@@ -10,6 +10,7 @@ from stackllama_engine.contract.errors import ExitCode, StackllamaError
 from stackllama_engine.contract.run_dir import Home
 
 from ..readers.generator import ChatProcess, Ended, start_chat
+from ..units import number
 from .output import paint, say, show_json
 from .runs import find
 
@@ -78,6 +79,7 @@ def _ask(process: ChatProcess, ready: Ready, prompt: str, arguments: argparse.Na
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         seed=arguments.seed,
+        system=arguments.system_prompt,
     )
     writer = _Writer(quiet=arguments.json, titled=len(ready.sides) > 1)
     facts: Facts = {"prompt": prompt}
@@ -113,6 +115,9 @@ def _take(event: Delta | Done, facts: Facts, writer: "_Writer") -> bool:
         return False
     side |= {"tokens": event.tokens, "seconds": event.seconds, "ended": event.ended, "cancelled": event.cancelled}
     writer.end()
+    if event.reward is not None:
+        side["reward"] = event.reward
+        writer.note(f"reward of {event.which}: {number(event.reward)}")
     return True
 
 
@@ -135,6 +140,11 @@ class _Writer:
         if not self._quiet:
             sys.stdout.write(text)
             sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Print what is not part of the answer, on stderr."""
+        if not self._quiet:
+            say(text)
 
     def end(self) -> None:
         """End the line."""

@@ -328,6 +328,9 @@ def _add_chat(commands: _Commands) -> None:
     chat.add_argument("--checkpoint", metavar="N", help="checkpoint step (default: the result, else the newest)")
     chat.add_argument("--prompt", metavar="TEXT", help="one question, put into the model's prompt template")
     chat.add_argument(
+        "--system-prompt", metavar="TEXT", help="system prompt in place of the run's own; in the format `chat` only"
+    )
+    chat.add_argument(
         "--max-new-tokens", type=_count, default=128, metavar="N", help="maximum new tokens per answer (default: 128)"
     )
     chat.add_argument(

@@ -120,6 +120,7 @@ class ChatProcess:
         max_new_tokens: int = 128,
         temperature: float = 1.0,
         seed: int = 0,
+        system: str | None = None,
     ) -> int:
         """Ask a question; answers come through `poll`, one side after the other. May be called before it is ready.
 
@@ -137,6 +138,7 @@ class ChatProcess:
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "seed": seed,
+            "system": system,
         }
         try:
             request = msgspec.convert(fields, Ask)
@@ -290,6 +292,8 @@ def _clean(reply: Reply) -> Reply:
                 device=one_line(reply.device),
                 checkpoint=one_line(reply.checkpoint) if reply.checkpoint else None,
                 note=one_line(note) if note else None,
+                prompt_format=one_line(reply.prompt_format),
+                system=one_line(reply.system) if reply.system else None,
             )
         case Done():
             return reply

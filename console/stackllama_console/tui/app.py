@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -102,11 +102,11 @@ class ConsoleApp(BaseApp):
 
         self.run_worker(open_directory(self, path))
 
-    def open_launch(self, run_id: str | None = None) -> None:
-        """Open the launch form, filled from a run's recipe where a run is named."""
+    def open_launch(self, run_id: str | None = None, changes: Mapping[str, str] | None = None) -> None:
+        """Open the launch form, filled from a run's recipe where a run is named, with changes to it."""
         from .screens.launch import LaunchScreen
 
-        self.push_screen(LaunchScreen(self.home, self.settings, clone=run_id))
+        self.push_screen(LaunchScreen(self.home, self.settings, clone=run_id, changes=changes))
 
     def open_samples(self, run: RunDir) -> None:
         """Open the browser of a run's samples."""

@@ -6,7 +6,7 @@ Screens and actions import this module only; `app` imports every screen and fill
 import asyncio
 import threading
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 
@@ -89,8 +89,8 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
         """Open the monitor of another trainer's directory; ask which run where there are several in it."""
 
     @abstractmethod
-    def open_launch(self, run_id: str | None = None) -> None:
-        """Open the launch form, filled from a run's recipe where a run is named."""
+    def open_launch(self, run_id: str | None = None, changes: Mapping[str, str] | None = None) -> None:
+        """Open the launch form, filled from a run's recipe where a run is named, with changes to it."""
 
     @abstractmethod
     def open_samples(self, run: RunDir) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from stackllama_engine.contract.chat_target import has_target
 from stackllama_engine.contract.errors import StackllamaError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -16,6 +17,7 @@ from stackllama_engine.launch.gpu_watch import watched_cards
 
 from ..eval_summary import conditions_of
 from ..gpu_lines import GpuView
+from ..readers.advice import Fix, find_fix
 from ..readers.foreign import open_foreign
 from ..readers.logs import LogReader
 from ..readers.machine import Machine, describe, is_local
@@ -61,6 +63,13 @@ class Watched:
         self.evaluation = ""
         """How the held-out prompts were sampled, where metrics of that are shown."""
         self.note = ""
+        self.fix: Fix | None = None
+        """The change that the cause of a failed run advises, or of a failed pipeline that of the stage shown."""
+        self.left_nothing = False
+        """Whether what failed has saved nothing that could be chatted with."""
+        self._fix_of: object = None
+        self.has_log = False
+        """Whether the log that is shown has lines."""
         self._foreign_log = log
         self._log: LogReader | None = None
         self._log_of: object = None
@@ -101,6 +110,7 @@ class Watched:
         if changed:
             self.result = self._read_result()
             self.evaluation = self._read_evaluation()
+            self._find_fix()
         log = self._read_log()
         samples = self._read_samples()
         machine = self._read_machine()
@@ -137,6 +147,25 @@ class Watched:
             return []
         return result_lines(shown, self.reader.stage or Stage.MERGE)
 
+    @property
+    def shows_failure(self) -> bool:
+        """Whether what is shown failed: a run, or a pipeline unless one of its other stages was chosen."""
+        states = [self.state]
+        if self.pipeline and self.pipeline.chosen and self.pipeline.shown:
+            states.append(self.pipeline.shown.state)
+        return all(state is not None and state.phase in ("failed", "lost") for state in states)
+
+    def _find_fix(self) -> None:
+        run, state = self.shown_run or self.run, getattr(self.reader, "state", None)
+        key = run.id if run else None, state, self.shows_failure
+        if key == self._fix_of:
+            return
+        self._fix_of, self.fix, self.left_nothing = key, None, False
+        if run and state and self.shows_failure:
+            self.left_nothing = not has_target(run)
+            first = self.pipeline is not None and len(self.pipeline.children) == 1
+            self.fix = find_fix(run, state, self.run if first else None)
+
     def _read_evaluation(self) -> str:
         run, state = self.shown_run, getattr(self.reader, "state", None)
         if run is None or self.reader.stage is not Stage.PPO or "eval/mean_reward" not in self.reader.history.last:
@@ -155,9 +184,10 @@ class Watched:
         if fresh:
             self._log_of = key
             self._log = LogReader(run or self._foreign_log or Path())
+            self.has_log = False
         assert self._log is not None
         before = self._log.version
-        self._log.poll()
+        self.has_log |= self._log.poll() > 0 or self._log.open_line is not None
         return self._log if fresh or self._log.version != before else None
 
     def _read_samples(self) -> bool:

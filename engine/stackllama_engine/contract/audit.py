@@ -105,5 +105,6 @@ def read_audit(run: RunDir) -> Audit | None:
         return None
     except (OSError, *UNDECODABLE) as error:
         raise DamagedError(
-            f"{file}: not an audit that can be read ({error}); make it anew: `stackllama-console audit {run.id} --again`."
+            f"{file}: not an audit that can be read ({error}). Make it anew: "
+            f"`stackllama-console audit {run.id} --again`."
         ) from None

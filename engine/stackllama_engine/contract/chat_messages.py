@@ -2,11 +2,13 @@
 
 ::
 
-    in    {"id": 1, "prompt": "How …?", "which": ["base", "tuned"], "max_new_tokens": 128, "temperature": 1, "seed": 0}
+    in    {"id": 1, "prompt": "How …?", "which": ["base", "tuned"], "max_new_tokens": 128, "temperature": 1, "seed": 0,
+           "system": "Answer briefly."}                                "system" may be left out
           {"cancel": 1}
     out   {"ready": true, "sides": ["base", "tuned"], "model": …}      first, or {"error": …} and an exit code
           {"id": 1, "which": "base", "text": "a piece"}                as it is generated
-          {"id": 1, "which": "base", "done": true, "tokens": 21, "seconds": 0.4, "ended": true, "cancelled": false}
+          {"id": 1, "which": "base", "done": true, "tokens": 21, "seconds": 0.4, "ended": true, "cancelled": false,
+           "reward": 1.5}                                              null where nothing scores it
           {"id": 1, "error": "…"}                                      instead of the rest of that response
 
 The generator ends when its stdin does, whatever it is doing.
@@ -35,6 +37,8 @@ class Ask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Below 0.01 sampling is greedy."""
     seed: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
     """Sampling seed of both sides."""
+    system: Annotated[str, Meta(max_length=20_000)] | None = None
+    """System prompt in place of the run's own; only in the format ``chat``."""
 
 
 class Cancel(Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +59,12 @@ class Ready(Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     note: str | None = None
     """Notice for the user, such as why one side is missing."""
+    prompt_format: str = "question_answer"
+    """Kind of the run's format: ``chat``, ``question_answer`` or ``none``."""
+    system: str | None = None
+    """The run's own system prompt."""
+    rewards: bool = False
+    """Whether answers are scored."""
 
 
 class Delta(Struct, frozen=True, kw_only=True):
@@ -76,6 +86,8 @@ class Done(Struct, frozen=True, kw_only=True):
     ended: bool
     """Whether it ended with the end-of-sequence token rather than at ``max_new_tokens``."""
     cancelled: bool = False
+    reward: float | None = None
+    """Score by the reward model of the run's pipeline; None: there is none, or the answer was cancelled."""
 
 
 class Failure(Struct, frozen=True, kw_only=True):

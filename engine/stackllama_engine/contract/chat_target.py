@@ -59,6 +59,15 @@ def find_target(run: RunDir, checkpoint: str | None = None) -> Target:
     )
 
 
+def has_target(run: RunDir) -> bool:
+    """Return whether a run has weights to chat with."""
+    try:
+        find_target(run)
+    except (RefusedError, UsageError, OSError):
+        return False
+    return True
+
+
 def _checkpoints(run: RunDir) -> list[str]:
     """Return the names of the sealed checkpoints, oldest first; one being written has another name."""
     if not run.checkpoints.is_dir():

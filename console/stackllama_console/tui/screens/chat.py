@@ -25,6 +25,7 @@ from ..screen import ConsoleScreen
 from ..widgets.cells import cut
 from ..widgets.turn_list import Answer, Turn, TurnList
 from .choose import ChooseScreen
+from .confirm import AskScreen
 
 TEMPERATURES = (0.0, 0.3, 0.7, 1.0, 1.3)
 LENGTHS = (32, 64, 128, 256, 512, 1024)
@@ -65,8 +66,8 @@ class ChatScreen(ConsoleScreen):
     DEFAULT_CSS = """
     ChatScreen {
         #status { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }
-        #status.error { color: $error; text-style: bold; height: auto; max-height: 3; text-wrap: wrap; }
-        #bottom { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }
+        #status.error { color: $error; text-style: bold; height: auto; max-height: 50%; text-wrap: wrap; }
+        #bottom { height: auto; max-height: 2; padding: 0 1; color: $text-muted; }
         #prompt { height: 1; padding: 0 1; background: $panel; }
         &.-low #bottom { display: none; }
         &.-low #status { display: none; }
@@ -77,7 +78,10 @@ class ChatScreen(ConsoleScreen):
         Binding("escape", "back", "back", id="screen.back"),  # shown: the only way out of the line for questions
         Binding("i", "write", "write", id="chat.write", tooltip="Back to the input line"),
         Binding("x", "cancel", "cancel", id="chat.cancel", tooltip="Cancel the answers being generated"),
+        Binding("R", "regenerate", "regenerate", id="chat.regenerate", tooltip="Ask the last question once more"),
         Binding("t", "temperature", "temperature", id="chat.temperature"),
+        Binding("s", "seed", "seed", id="chat.seed", tooltip="One seed for every answer, or a new one each time"),
+        Binding("p", "system", "system prompt", id="chat.system"),
         Binding("n", "length", "max tokens", id="chat.length"),
         Binding("c", "choose", "checkpoint", id="chat.choose"),
         Binding("r", "restart", "restart generator", id="chat.restart", show=False),
@@ -95,6 +99,9 @@ class ChatScreen(ConsoleScreen):
         self._wanted = True
         self._left = False
         self._seed = 0
+        self._fixed_seed: int | None = None
+        self._system: str | None = None
+        self._last_prompt = ""
         self._said = ("", "")
 
     def body(self) -> ComposeResult:
@@ -183,6 +190,7 @@ class ChatScreen(ConsoleScreen):
         note = f"; {ready.note}" if ready.note else ""
         model = cut(ready.model, 40, keep_end=True)
         self._status(f"{what} of {model}{where}, on {ready.device}{note}")
+        self._show_settings()
         turns = self.query_one(TurnList)
         for turn in turns.turns:  # asked while it was loading, before it was known who answers
             if turn.open and not any(answer.text for answer in turn.answers.values()):
@@ -231,8 +239,15 @@ class ChatScreen(ConsoleScreen):
             self._show_status()
 
     def _show_settings(self) -> None:
-        text = f"temperature {self.temperature:g} (t) · max {self.length} tokens (n) · new seed per question"
-        self.query_one("#bottom", Static).update(text)
+        seed = "new seed per answer" if self._fixed_seed is None else f"seed {self._fixed_seed}"
+        parts = [f"temperature {self.temperature:g} (t)", f"max {self.length} tokens (n)", f"{seed} (s)"]
+        ready = self.process.ready if self.process else None
+        if ready is not None and ready.prompt_format != "chat":
+            parts.append(f"format {ready.prompt_format}")
+        elif ready is not None:
+            system = one_line((ready.system if self._system is None else self._system) or "")
+            parts.append(f"system prompt (p): {cut(system, 60) if system else 'none'}")
+        self.query_one("#bottom", Static).update(" · ".join(parts))
 
     def _head(self) -> None:
         self.set_heading(self.run_dir.id, self.checkpoint or "")
@@ -242,23 +257,32 @@ class ChatScreen(ConsoleScreen):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Ask both sides."""
         prompt = event.value.strip()
-        if not prompt:
-            return
+        if prompt and self._ask(prompt):
+            self.query_one("#prompt", Input).value = ""
+
+    def _ask(self, prompt: str) -> bool:
+        """Ask both sides; return whether that was possible."""
         if self.process is None or not self.process.alive:
             self.say("The generator is not running. Escape leaves the input; then r: restart, c: choose a checkpoint.")
-            return
+            return False
         sides = self.process.ready.sides if self.process.ready else list(SIDES)
         try:
             question = self.process.ask(
-                prompt, sides, max_new_tokens=self.length, temperature=self.temperature, seed=self._seed
+                prompt,
+                sides,
+                max_new_tokens=self.length,
+                temperature=self.temperature,
+                seed=self._seed if self._fixed_seed is None else self._fixed_seed,
+                system=self._system,
             )
         except StackllamaError as error:
             self.say(str(error), error=True)
-            return
+            return False
         self._seed += 1
-        self.query_one("#prompt", Input).value = ""
+        self._last_prompt = prompt
         answers: dict[Side, Answer] = {side: Answer() for side in sides}
         self.query_one(TurnList).add(Turn(id=question, prompt=sanitise(prompt), answers=answers))
+        return True
 
     def action_write(self) -> None:
         """Focus the input line."""
@@ -284,6 +308,46 @@ class ChatScreen(ConsoleScreen):
             self.query_one(TurnList).focus()
         else:
             super().action_back()
+
+    def action_regenerate(self) -> None:
+        """Ask the last question once more; the earlier answers stay above."""
+        if not self._last_prompt:
+            self.say("Nothing has been asked yet.")
+        elif self._ask(self._last_prompt) and self._fixed_seed is not None:
+            self.say("The seed is fixed: the answers change only with other settings. s: change the seed.")
+
+    def action_seed(self) -> None:
+        """Fix the sampling seed, or draw a new one for every answer again."""
+
+        def check(text: str) -> str:
+            return "" if _seed_of(text) is not None or not text.strip() else "expected a whole number, 0 or more"
+
+        def answered(text: str | None) -> None:
+            if text is not None:
+                self._fixed_seed = _seed_of(text)
+                self._show_settings()
+
+        value = "" if self._fixed_seed is None else str(self._fixed_seed)
+        question = "Sampling seed of every answer; empty: a new one each time"
+        self.console_app.push_screen(AskScreen(question, value, placeholder="e.g. 7", check=check), answered)
+
+    def action_system(self) -> None:
+        """Ask for a system prompt in place of the run's own."""
+        ready = self.process.ready if self.process else None
+        if ready is None:
+            self.say("The model is still being loaded.")
+        elif ready.prompt_format != "chat":
+            self.say(f"Only the format chat has a system prompt; this run's prompt_format is {ready.prompt_format}.")
+        else:
+
+            def answered(text: str | None) -> None:
+                if text is not None:
+                    self._system = text.strip() or None
+                    self._show_settings()
+
+            question = "System prompt of the next questions; empty: the run's own"
+            own = ready.system or "none"
+            self.console_app.push_screen(AskScreen(question, self._system or "", placeholder=own), answered)
 
     def action_temperature(self) -> None:
         """Choose the next of a few temperatures; 0 takes the likeliest token each time."""
@@ -335,6 +399,11 @@ def _choices(run: RunDir) -> list[tuple[str, str]]:
 
 def _next(values: tuple[Any, ...], value: Any) -> Any:
     return values[(values.index(value) + 1) % len(values)]
+
+
+def _seed_of(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and int(text) < 1 << 32 else None
 
 
 def _sentence(text: str) -> str:

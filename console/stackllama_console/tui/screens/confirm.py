@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
@@ -14,7 +14,7 @@ from ...sanitise import one_line, sanitise
 
 
 class ConfirmScreen(ModalScreen[bool]):
-    """Asks for a yes; every key that is not `y` answers no.
+    """Asks for a yes; `j` and `k` scroll a question that is longer than the screen.
 
     Args:
         question: what is asked, plain text; may have several lines.
@@ -24,7 +24,15 @@ class ConfirmScreen(ModalScreen[bool]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "answer(True)", "yes", id="confirm.yes"),
         Binding("n,escape,q", "answer(False)", "cancel", id="confirm.no"),
+        Binding("j,down", "scroll(1)", "down", id="confirm.down", show=False),
+        Binding("k,up", "scroll(-1)", "up", id="confirm.up", show=False),
+        Binding("g,home", "end(False)", "top", id="confirm.top", show=False),
+        Binding("G,end", "end(True)", "bottom", id="confirm.bottom", show=False),
     ]
+    DEFAULT_CSS = """
+    ConfirmScreen #confirm { padding: 1 1 1 2; scrollbar-size-vertical: 1; }
+    ConfirmScreen #confirm .answers { dock: bottom; margin: 0; }
+    """
 
     def __init__(self, question: str, action: str) -> None:
         super().__init__()
@@ -33,13 +41,22 @@ class ConfirmScreen(ModalScreen[bool]):
 
     def compose(self) -> ComposeResult:
         """Lay out the question and its two answers."""
-        with Vertical(id="confirm"):
+        with VerticalScroll(id="confirm", can_focus=False):
             yield Static(self._question, markup=False)
             yield Static(f"y  {self._action}     n  cancel", markup=False, classes="answers")
 
     def action_answer(self, yes: bool) -> None:
         """Return the answer."""
         self.dismiss(yes)
+
+    def action_scroll(self, lines: int) -> None:
+        """Scroll a question that is longer than the screen."""
+        self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
+
+    def action_end(self, bottom: bool) -> None:
+        """Scroll to the first or the last line."""
+        scroll = self.query_one(VerticalScroll)
+        scroll.scroll_end(animate=False) if bottom else scroll.scroll_home(animate=False)
 
 
 class AskScreen(ModalScreen[str | None]):

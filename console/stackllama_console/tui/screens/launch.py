@@ -6,7 +6,7 @@ line above it and a short budget below.
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from textual import events, on
@@ -28,6 +28,7 @@ from ..screen import ConsoleScreen
 from ..widgets.budget_panel import BudgetPanel
 from ..widgets.model_list import ModelList
 from ..widgets.recipe_form import RecipeForm
+from ..widgets.scroll_lines import ScrollLines
 from ..widgets.status import now
 from ..widgets.text_lines import TextLines
 from .confirm import ConfirmScreen
@@ -48,11 +49,12 @@ class LaunchScreen(ConsoleScreen):
         home: where the run will live.
         settings: last stage and model; brought up to date by a launch.
         clone: a run whose recipe fills the form.
+        changes: values to set in the copy, where the cursor then is.
     """
 
     HEADING = "launch"
     INTERVAL = 2.0
-    WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("RecipeForm", "BudgetPanel", "ModelList")
+    WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("RecipeForm", "BudgetPanel", "ModelList", "ScrollLines")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,L,ctrl+l", "launch", "launch", id="launch.launch"),
         Binding("right_square_bracket", "stage(1)", "next stage", id="launch.next_stage", key_display="]"),
@@ -91,7 +93,7 @@ class LaunchScreen(ConsoleScreen):
         RecipeForm { height: 1fr; }
         BudgetPanel { height: 5; padding: 0 1; border-top: solid $panel; }
         BudgetPanel:focus { border-top: solid $primary; }
-        #launch-error { max-height: 4; padding: 0 1; }
+        #launch-error { max-height: 4; padding: 0 0 0 1; }
         #launch-command { padding: 0 1; }
         &.-budget RecipeForm { display: none; }
         &.-budget BudgetPanel { height: 1fr; }
@@ -107,10 +109,13 @@ class LaunchScreen(ConsoleScreen):
     }
     """
 
-    def __init__(self, home: Home, settings: Settings, clone: str | None = None) -> None:
+    def __init__(
+        self, home: Home, settings: Settings, clone: str | None = None, changes: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__()
         self.controller = LaunchController(home, settings)
         self._clone = clone
+        self._changes = dict(changes or {})
         self._picker: PickScreen | None = None
 
     def body(self) -> ComposeResult:
@@ -127,7 +132,7 @@ class LaunchScreen(ConsoleScreen):
             panel = BudgetPanel(ascii=drawn, id="launch-budget")
             panel.border_title = "memory"
             yield panel
-        yield TextLines(id="launch-error")
+        yield ScrollLines(hang=2, id="launch-error")
         yield TextLines(id="launch-command")
 
     def on_mount(self) -> None:
@@ -186,6 +191,11 @@ class LaunchScreen(ConsoleScreen):
             self._tell(str(error))
             return
         self._show_form()
+        if changes := self._changes:
+            self._changes = {}
+            form = self.query_one(RecipeForm)
+            form.apply(changes)
+            form.move_to(next(iter(changes)))
         if source.notes:
             self.say("; ".join(note.rstrip(".") for note in source.notes))
 

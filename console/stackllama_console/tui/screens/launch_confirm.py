@@ -5,7 +5,7 @@ from typing import ClassVar, cast
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
@@ -41,9 +41,8 @@ class CommandScreen(ModalScreen[bool]):
     DEFAULT_CSS = """
     CommandScreen #command {
         width: 100; max-width: 100%; height: auto; max-height: 100%;
-        border: round $primary; background: $surface; padding: 0 2;
+        border: round $primary; background: $surface; padding: 0 1 0 2; scrollbar-size-vertical: 1;
     }
-    CommandScreen VerticalScroll { height: auto; scrollbar-size-vertical: 1; }
     CommandScreen .answers { dock: bottom; text-style: bold; height: 1; }
     """
 
@@ -54,10 +53,9 @@ class CommandScreen(ModalScreen[bool]):
 
     def compose(self) -> ComposeResult:
         """Lay out the summary, then what the keys do."""
-        with Vertical(id="command") as box:
+        with VerticalScroll(id="command", can_focus=False) as box:
             box.border_title = self.summary.title
-            with VerticalScroll():
-                yield Static(self._text(), markup=False)
+            yield Static(self._text(), markup=False)
             keys = ["enter  launch"] if self._ask else []
             keys += ["y  copy command", *(["Y  copy worker command"] if self.summary.worker else []), "esc  cancel"]
             yield Static("   ".join(keys), markup=False, classes="answers")

@@ -96,7 +96,7 @@ def error_lines(message: str, width: int, variables: Mapping[str, str]) -> list[
     if not message:
         return []
     style = rich_colour(dict(variables), "error")
-    lines = wrap(one_line(message), max(8, width - 2), 12)
+    lines = wrap(one_line(message), max(8, width - 3), 99)
     return [Text(("! " if not index else "  ") + line, style=style) for index, line in enumerate(lines)]
 
 

@@ -1,6 +1,6 @@
 """The monitor: one run, live or ended, read from its files alone; of a pipeline the stage that is shown."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import is_
 from pathlib import Path
 from typing import ClassVar
@@ -25,28 +25,27 @@ from ...sanitise import one_line, sanitise
 from ..keymap import as_bindings
 from ..run_actions import RunActions
 from ..run_keys import run_keys
-from ..screen import ConsoleScreen
 from ..watched import Update, Watched, watch_directory, watch_run
 from ..widgets.chart import Chart, Curve
 from ..widgets.gpu_panel import GpuPanel
 from ..widgets.log_panel import LogPanel
-from ..widgets.log_view import LogView
-from ..widgets.panels import metric_lines, pipeline_line, sample_lines
-from ..widgets.status import head_line, headline_line, memory_text, now, outcome_lines, silence_text
+from ..widgets.outcome import OutcomePanel, advice_lines, cause_line, last_lines, outcome_lines
+from ..widgets.panels import metric_lines, pipeline_line
+from ..widgets.scroll_lines import ScrollLines
+from ..widgets.status import head_line, headline_line, memory_text, now, silence_text
 from ..widgets.text_lines import TextLines
+from .monitor_panels import CHARTS, MonitorPanels
 from .text import TextScreen
 
-_CHARTS = 4
 _GPU_LINES = ((42, 12), (36, 6), (24, 3))
 """Rows of the terminal → lines that the GPUs may take."""
-_WRAPPED = 4  # lines that one sentence may take
-_OF_OWN_RUNS = ("run(", "child(")
+_OF_OWN_RUNS = ("run(", "child(", "fix")
 """Actions that another trainer's run refuses."""
 _OF_STAGE = frozenset({"samples", "chat", "clone"})
 """Actions that in a pipeline act on the stage shown."""
 
 
-class MonitorScreen(ConsoleScreen):
+class MonitorScreen(MonitorPanels):
     """Charts, metrics, log and samples of one run.
 
     Args:
@@ -55,13 +54,14 @@ class MonitorScreen(ConsoleScreen):
         home: where the run can be acted on; None for another trainer's directory.
     """
 
-    WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("Chart", "LogView", "LogPanel")
+    WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("Chart", "LogView", "LogPanel", "ScrollLines")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "run('stop')", "stop", id="monitor.stop"),
         Binding("w", "run('save')", "save checkpoint", id="monitor.save"),
         Binding("p", "run('pause')", "pause / continue", id="monitor.pause", show=False),
         Binding("A", "run('sample')", "sample held-out prompts now", id="monitor.sample", show=False),
         Binding("V", "run('change')", "set value while running", id="monitor.change", show=False),
+        Binding("f", "fix", "fix", id="monitor.fix", tooltip="Edit a copy with the change that the cause advises"),
         Binding("r", "run('resume')", "resume", id="monitor.resume"),
         Binding("e", "run('clone')", "edit a copy", id="monitor.clone"),
         Binding("a", "run('samples')", "samples", id="monitor.samples"),
@@ -71,7 +71,7 @@ class MonitorScreen(ConsoleScreen):
         Binding("right_square_bracket", "page(1)", "next charts", id="monitor.page", key_display="]"),
         Binding("comma", "child(-1)", "pipeline: previous stage", id="monitor.child_back", show=False),
         Binding("full_stop", "child(1)", "pipeline: next stage", id="monitor.child", show=False),
-        Binding("1", "panel(0)", "show only chart 1", id="monitor.panel_1", show=False),
+        Binding("1", "panel(0)", "show only chart 1", id="monitor.panel_1"),
         Binding("2", "panel(1)", "show only chart 2", id="monitor.panel_2", show=False),
         Binding("3", "panel(2)", "show only chart 3", id="monitor.panel_3", show=False),
         Binding("4", "panel(3)", "show only chart 4", id="monitor.panel_4", show=False),
@@ -83,11 +83,11 @@ class MonitorScreen(ConsoleScreen):
     ]
     DEFAULT_CSS = """
     MonitorScreen {
-        #state { max-height: 14; padding: 0 1; }
+        #state { height: auto; max-height: 12; padding: 0 0 0 1; }
         #gpus { padding: 0 1; }
         #middle { height: 1fr; min-height: 3; }
         #charts { grid-size: 2; grid-gutter: 0 1; height: 1fr; width: 1fr; padding: 0 1; }
-        #result { width: 1fr; height: 1fr; padding: 0 1; display: none; }
+        #result { width: 1fr; height: 1fr; padding: 0 0 0 1; display: none; }
         &.-result #result { display: block; }
         &.-result #charts { display: none; }
         #side { width: 42; display: none; padding: 0 1; border-left: solid $panel; }
@@ -98,13 +98,23 @@ class MonitorScreen(ConsoleScreen):
         &.-tall #log { height: 10; }
         &.-low #log { display: none; }
         &.-low #state { max-height: 4; }
+        &.-failed #middle { display: none; }
+        &.-failed #log { height: 1fr; min-height: 3; }
+        &.-failed.-tall.-curves #middle { display: block; }
+        &.-failed.-tall #cause { max-height: 16; }
+        &.-failed.-low OutcomePanel { height: 1fr; }
+        &.-failed.-low #cause { height: 1fr; max-height: 100%; }
         &.-tiny #middle { display: none; }
+        &.-tiny.-failed #state { max-height: 1; }
         &.-narrow #charts { grid-size: 1; }
         #charts.-one { grid-size: 1; }
+        &.-only OutcomePanel { display: none; }
         &.-only-log #middle { display: none; }
         &.-only-log #log { height: 1fr; display: block; }
         &.-only-metrics #charts { display: none; }
         &.-only-metrics #side { display: block; width: 1fr; border: none; }
+        &.-only-metrics #metrics { max-height: 100%; }
+        &.-only-metrics #sample { display: none; }
         &.-only-metrics #log { display: none; }
     }
     """
@@ -112,7 +122,6 @@ class MonitorScreen(ConsoleScreen):
     def __init__(self, opening: Callable[[], Watched], title: str, home: Home | None) -> None:
         super().__init__()
         self._opening = opening
-        self._watched: Watched | None = None
         self._failed: str | None = None
         self._title = one_line(title)
         self.actions = RunActions(self, home) if home else None
@@ -120,9 +129,7 @@ class MonitorScreen(ConsoleScreen):
             acting = (binding for binding in as_bindings(self.BINDINGS) if binding.action.startswith(_OF_OWN_RUNS))
             self.refusing_keys = frozenset(binding.id or "" for binding in acting)
         self._sets: list[ChartSet] = []
-        self._shown_sets: list[ChartSet] = []
         self._page = 0
-        self._only: int | None = None
         self._keys_for: object = None
         self._series_of: object = None
         self._drawn: list[Series] = []
@@ -140,15 +147,16 @@ class MonitorScreen(ConsoleScreen):
 
     def body(self) -> ComposeResult:
         """Compose empty panels; they are filled with what a thread has read."""
-        yield TextLines(id="state")
+        yield ScrollLines(id="state")
         yield GpuPanel(id="gpus")
+        yield OutcomePanel()
         with Horizontal(id="middle"):
-            yield TextLines(id="result")
+            yield ScrollLines(id="result")
             with Grid(id="charts"):
-                for index in range(_CHARTS):
+                for index in range(CHARTS):
                     yield Chart("", id=f"chart-{index}", ascii=self.console_app.options.ascii)
             with Vertical(id="side"):
-                yield TextLines(id="metrics")
+                yield ScrollLines(hang=7, id="metrics")
                 yield TextLines(id="sample")
         yield LogPanel(id="log")
 
@@ -189,11 +197,10 @@ class MonitorScreen(ConsoleScreen):
         """Render what changed."""
         self._last_update = update
         if isinstance(update, str):
-            self.query_one("#state", TextLines).show(self._wrapped([Text(f"✗ {update}", style="bold")]))
+            self.query_one("#state", TextLines).show([Text(f"✗ {update}", style="bold")])
             return
         if update.run:
-            self._show_charts()
-            self._show_side()
+            self._show_panels()
         self._show_state(update)
         if update.log:
             self.query_one(LogPanel).show(update.log)
@@ -217,14 +224,14 @@ class MonitorScreen(ConsoleScreen):
         lines: list[Text] = []
         if watched.pipeline:
             lines.append(pipeline_line(watched.pipeline, colours))
-        lines += self._wrapped([head_line(reader, colours, moment)])
+        lines.append(head_line(reader, colours, moment))
         if (metrics := headline_line(reader, reader.stage)).plain:
-            lines += self._wrapped([metrics])
+            lines.append(metrics)
         gpus = self._gpu_lines(update.gpus)
         summary = summary_of(update.gpus.gpus) if update.gpus and not gpus else ""
         machine = "  ".join(filter(None, (summary, update.machine, memory_text(reader, watched.predicted))))
         if machine:
-            lines += self._wrapped([Text(machine)])
+            lines.append(Text(machine))
         there = getattr(watched.source, "elsewhere", "")
         notes = [*filter(None, (error, f"it is {there}" if there else "", silence_text(reader, moment)))]
         if reader.bad_lines:
@@ -232,15 +239,21 @@ class MonitorScreen(ConsoleScreen):
         state = watched.state
         if (notices := getattr(reader, "notices", None)) and not (state and state.phase == "finished"):
             notes.append(f"! {notices[-1]}")
-        lines += [Text(one_line(note), style="italic") for note in notes]
-        lines += self._wrapped(outcome_lines(watched.run, watched.state, colours))
-        lines += self._wrapped([Text(one_line(note), style="italic") for note in getattr(reader, "notes", [])])
+        notes += getattr(reader, "notes", [])
+        said = [Text(one_line(note), style="italic") for note in notes]
+        if watched.shows_failure and watched.run and state:
+            quoted = [] if watched.has_log else last_lines(state)
+            advice = advice_lines(watched.run, state, watched.fix)
+            self.query_one(OutcomePanel).show([cause_line(state, colours)], [*advice, *said, *quoted])
+        else:
+            self.query_one(OutcomePanel).show([], [])
+            lines += [*said, *outcome_lines(watched.run, state, colours)]
         self.query_one("#state", TextLines).show(lines)
         self.query_one(GpuPanel).show(gpus)
         pages = self._pages
         where = f"charts {self._page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
         self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note, where)
-        keys_for = self._working_keys(), pages > 1 or watched.shows_result
+        keys_for = self._working_keys(), pages > 1 or watched.shows_result, watched.fix
         if keys_for != self._keys_for:
             self._keys_for = keys_for
             self.refresh_bindings()
@@ -257,7 +270,11 @@ class MonitorScreen(ConsoleScreen):
         watched = self._watched
         match binding.id:
             case "monitor.page":
-                return watched is not None and not watched.shows_result and self._pages > 1
+                return watched is not None and not watched.shows_result and self._pages > 1 and not self._hides_charts
+            case "monitor.panel_1":
+                return bool(self._shown_sets) and self.has_class("-failed") and self._hides_charts
+            case "monitor.fix":
+                return watched is not None and watched.fix is not None
             case (
                 "monitor.stop"
                 | "monitor.save"
@@ -276,16 +293,14 @@ class MonitorScreen(ConsoleScreen):
         if watched is None or watched.state is None:  # not read yet, or of another trainer
             return frozenset()
         own = run_keys(watched.source.stage, watched.state.phase)
-        shown = run_keys(watched.reader.stage, watched.reader.phase) if watched.shown_run else frozenset[str]()
+        if watched.state.exit_code == 2:  # the same recipe would fail again
+            own -= {"resume"}
+        shown = run_keys(watched.reader.stage, watched.reader.phase) if watched.shown_run else own & {"clone"}
+        if watched.left_nothing:
+            shown -= {"chat"}
         if watched.shows_whole_pipeline:
             shown |= own & {"samples"}
         return (own - _OF_STAGE) | (shown & _OF_STAGE)
-
-    def _wrapped(self, lines: Sequence[Text]) -> list[Text]:
-        """Return lines that must not be cut, each wrapped over at most some lines."""
-        console = self.console_app.console
-        width = max(10, self.size.width - 3)
-        return [part for line in lines for part in line.wrap(console, width)[:_WRAPPED]]
 
     def _show_charts(self) -> None:
         reader = self.watched.reader
@@ -299,9 +314,9 @@ class MonitorScreen(ConsoleScreen):
         same = len(drawn) == len(self._drawn) and all(map(is_, drawn, self._drawn))  # some begin anew under their name
         changed = shown != self._shown_sets or self._series_of is not reader or not same
         self._shown_sets, self._series_of, self._drawn = shown, reader, drawn
-        for index in range(_CHARTS):
+        for index in range(CHARTS):
             chart = self.query_one(f"#chart-{index}", Chart)
-            chart.display = index < max(1, len(shown)) and (self._only is None or self._only == index)
+            chart.display = index < max(1, len(shown)) and (self._only not in range(CHARTS) or self._only == index)
             if changed and index < len(shown):
                 self._fill(chart, shown[index])
             elif changed:
@@ -309,20 +324,15 @@ class MonitorScreen(ConsoleScreen):
                 chart.set_curves([])
             else:
                 chart.update()
+        self.set_class(bool(shown), "-curves")
         grid = self.query_one("#charts", Grid)
-        grid.set_class(self._only is not None or len(shown) <= 1, "-one")
+        grid.set_class(self._only in range(CHARTS) or len(shown) <= 1, "-one")
 
     def _fill(self, chart: Chart, chart_set: ChartSet) -> None:
         reader = self.watched.reader
         chart.title, chart.unit = one_line(chart_set.title), chart_set.unit
         chart.set_curves(_curves(reader, chart_set))
         chart.set_reference("predicted", self.watched.predicted if chart_set.title == MEMORY else None)
-
-    def _show_side(self) -> None:
-        watched = self.watched
-        self.query_one("#metrics", TextLines).show(metric_lines(watched.reader, watched.evaluation))
-        side = self.query_one("#sample", TextLines)
-        side.show(sample_lines(watched.newest_samples, max(20, side.size.width - 1), side.size.height))
 
     # sizes
 
@@ -347,7 +357,7 @@ class MonitorScreen(ConsoleScreen):
         self.set_class(height < 10, "-tiny")
         if self._watched is not None and self._series_of is not None:
             self.call_after_refresh(self._show_charts)
-            self.call_after_refresh(self._focus_something)
+            self.call_after_refresh(self._focus_panel)
         self.call_after_refresh(self._wrap_again)
 
     def _wrap_again(self) -> None:
@@ -355,11 +365,6 @@ class MonitorScreen(ConsoleScreen):
             self._show_state(self._last_update)
         elif self._last_update is not None:
             self.render_update(self._last_update)
-
-    def _focus_something(self) -> None:
-        """Give a chart the focus again after all were hidden in a terminal of a few lines."""
-        if self.focused is None and self.is_current:
-            self.focus_next(Chart)
 
     # keys
 
@@ -369,6 +374,9 @@ class MonitorScreen(ConsoleScreen):
             self.query_one("#result", TextLines).scroll_relative(
                 y=direction * max(1, self.query_one("#result").size.height - 1), animate=False
             )
+            return
+        if self._hides_charts:
+            self.say("1 to 4: show a chart of this run")
             return
         pages = self._pages
         self._page = (self._page + direction) % pages
@@ -388,40 +396,26 @@ class MonitorScreen(ConsoleScreen):
         pipeline.chosen = names[(position + direction) % len(names)]
         self._page = 0
 
-    def action_panel(self, index: int) -> None:
-        """Show one panel alone; the same key again brings the others back."""
-        if len(self._shown_sets) <= index < _CHARTS:
-            more = "]: next charts, " if self._pages > 1 else ""
-            self.say(f"no chart {index + 1} here; {more}5: log, 6: metrics")
-            return
-        self._only = None if self._only == index else index
-        self.set_class(self._only == _CHARTS, "-only-log")
-        self.set_class(self._only == _CHARTS + 1, "-only-metrics")
-        if self._only is not None and self._only >= _CHARTS:
-            self._only, panel = None, self._only
-            self._show_charts() if self._watched else None
-            self._only = panel
-        elif self._watched:
-            self._show_charts()
-        if index == _CHARTS and self._only is not None:
-            self.query_one(LogView).focus()
+    def action_fix(self) -> None:
+        """Open a copy in the launch form, with the change that the cause advises."""
+        fix = self._watched.fix if self._watched else None
+        if fix is None:
+            self.say("f works where the cause of a failure advises a change; e: edit a copy")
         else:
-            self.query_one(f"#chart-{index if index < _CHARTS else 0}", Chart).focus()
+            self.console_app.open_launch(fix.run_id, fix.changes)
 
     def action_gpus(self) -> None:
         """Open the view of the GPUs, with this run's memory told from that of others."""
         self.console_app.open_gpus(self._watched.shown_run if self._watched else None)
-
-    def action_search(self) -> None:
-        """Search the log."""
-        self.query_one(LogPanel).ask()
 
     def action_metrics(self) -> None:
         """Show every chart and metric as text."""
         if self._watched is None:
             return
         reader = self.watched.reader
-        parts: list[str] = []
+        run, colours = self.watched.run, self.console_app.theme_variables
+        outcome = outcome_lines(run, self.watched.state, colours, self.watched.fix)
+        parts = ["\n".join(line.plain for line in outcome)] if outcome else []
         for chart_set in self._sets:
             chart = Chart(chart_set.title)
             chart.unit = chart_set.unit
@@ -441,6 +435,8 @@ class MonitorScreen(ConsoleScreen):
             return
         of_stage = what in _OF_STAGE and not (what == "samples" and self._watched.shows_whole_pipeline)
         run = self._watched.shown_run if of_stage else self._watched.run
+        if what == "clone":  # of a pipeline that failed before its first stage, itself
+            run = run or self._watched.run
         if run is None:
             self.say("no stage has started yet")
         elif what == "delete":

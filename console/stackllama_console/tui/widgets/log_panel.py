@@ -68,9 +68,10 @@ class LogPanel(Vertical):
 
     @on(Input.Submitted, "#log-search")
     def _submitted(self, event: Input.Submitted) -> None:
+        """Go to the next match; what is typed stays to be changed where there is none."""
         view = self.query_one(LogView)
-        view.next_match()
-        view.focus()
+        if view.next_match():
+            view.focus()
         self._say()
 
     def action_close_search(self) -> None:

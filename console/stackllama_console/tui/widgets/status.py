@@ -1,29 +1,22 @@
-"""The lines at the top of the monitor: state, progress, time left, current metrics, the machine, the outcome."""
+"""The lines at the top of the monitor: state, progress, time left, current metrics, the machine."""
 
-import re
 import time
 from collections.abc import Mapping
 
 from rich.text import Text
 
 from stackllama_engine.contract.metrics import headline
-from stackllama_engine.contract.run_dir import RunDir, State
+from stackllama_engine.contract.run_dir import State
 from stackllama_engine.contract.stages import Stage
 
-from ...pipelines import newest
 from ...readers.eta import Eta
 from ...readers.protocol import Reader
 from ...readings import measured_peaks
-from ...sanitise import log_line, one_line
 from ...units import duration, number, size, span
-from ..run_keys import resume_in_words
 from ..state_style import rich_colour, state_text
 
 _BAR = 16
 _SILENT_SECONDS = 120.0
-_GPU_ERROR = re.compile(r"a gpu error was logged|\bxid \d|\becc error")
-"""A defective GPU; tried before memory, as Xid 31 is a GPU memory page fault."""
-_OUT_OF_MEMORY = re.compile(r"out[ -]of[ -](?:gpu )?memory|outofmemory|for its memory use")
 
 
 def head_line(reader: Reader, variables: Mapping[str, str], now: float) -> Text:
@@ -88,58 +81,6 @@ def silence_text(reader: Reader, now: float) -> str:
     if reader.phase not in ("running", "stalled", "stopping") or not updated or now - updated < _SILENT_SECONDS:
         return ""
     return f"no update for {int((now - updated) // 60)} min"
-
-
-def outcome_lines(run: RunDir | None, state: State | None, variables: Mapping[str, str]) -> list[Text]:
-    """Return how a run that did not finish well ended: cause, code or signal, last lines, what to try."""
-    if run is None or state is None or not state.has_ended or state.phase == "finished":
-        return []
-    lines: list[Text] = []
-    if state.cause:
-        cause = Text("cause  ", style=rich_colour(dict(variables), "error") if state.phase != "stopped" else "")
-        cause.append(one_line(state.cause), style="bold")
-        lines.append(cause)
-    if state.exit_code is not None:
-        lines.append(Text(f"ended  {exit_text(state.exit_code)}"))
-    if state.phase in ("failed", "lost"):
-        lines += [Text(f"  │ {log_line(line)}", style="dim") for line in state.last_lines[-6:]]
-    lines.append(Text(f"try    {advice(run, state)}"))
-    return lines
-
-
-def exit_text(code: int) -> str:
-    """Return an exit code in words."""
-    import signal
-
-    if code > 128:
-        try:
-            return f"signal {signal.Signals(code - 128).name} (exit code {code})"
-        except ValueError:
-            return f"signal {code - 128} (exit code {code})"
-    meaning = {1: "failed", 2: "invalid recipe or input", 3: "refused before start", 75: "stopped after saving"}
-    return f"exit code {code}" + (f", {meaning[code]}" if code in meaning else "")
-
-
-def advice(run: RunDir, state: State) -> str:
-    """Return what to press next, by what went wrong."""
-    cause = (state.cause or "").lower()
-    if state.exit_code == 2:
-        return "e: fix the recipe in the form and relaunch"
-    if _GPU_ERROR.search(cause):
-        return f"see the log below and `dmesg` for the GPU error, then r: {resume_in_words(state.stage)}"
-    if _OUT_OF_MEMORY.search(cause):
-        return "e: smaller batch, shorter sequences or 4-bit weights; the form's budget shows what fits"
-    if "nan" in cause or "infinity" in cause or "became" in cause:
-        return "e: lower learning_rate, or use bf16 instead of fp16; r: resume from the last checkpoint"
-    if "no space" in cause or "disk" in cause:
-        return f"free disk space, then r: {resume_in_words(state.stage)}"
-    if state.phase == "stopped":
-        return f"r: {resume_in_words(state.stage)}"
-    if state.stage is Stage.PIPELINE:
-        child = newest(run, state)
-        where = f" (see its stage {child.id.removeprefix(run.id + '-')}: , and .)" if child else ""
-        return f"r: resume from the stage that failed{where}"
-    return f"see the log below (/: search); r: {resume_in_words(state.stage)}; e: edit a copy of the recipe"
 
 
 def now() -> float:

@@ -13,6 +13,7 @@ from textual.strip import Strip
 
 from stackllama_engine.contract.chat_messages import Delta, Done, Failure, Side
 
+from ...units import number
 from .cells import fit, strip_of
 
 _BESIDE = 100  # cells from which the two sides stand beside each other
@@ -54,8 +55,9 @@ class Turn(Struct):
             answer.text += event.text
             return
         how = "cancelled" if event.cancelled else "" if event.ended else "cut off at the limit"
-        plural = "s" * (event.tokens != 1)
-        answer.info = f"{event.tokens:,} token{plural} · {event.seconds:.1f} s" + (f" · {how}" if how else "")
+        reward = "" if event.reward is None else f"reward {number(event.reward)}"  # first: a narrow side cuts the end
+        length = f"{event.tokens:,} token{'s' * (event.tokens != 1)}"
+        answer.info = " · ".join(filter(None, (reward, length, f"{event.seconds:.1f} s", how)))
 
 
 class TurnList(ScrollView, can_focus=True, inherit_bindings=False):

@@ -16,6 +16,7 @@ from ...contract.streams import open_standard_streams
 from .pipes import Inbox, Outbox
 
 if TYPE_CHECKING:
+    from .rewards import Score
     from .sides import Sides
 
 
@@ -29,14 +30,14 @@ def main(argv: list[str]) -> int:
     # before torch is imported: whoever started this may be gone before the model is there
     inbox, outbox = Inbox(0), Outbox(1)
     try:
-        sides, ready = _load(RunDir(arguments.run.absolute()), arguments.checkpoint, cpu=arguments.cpu)
+        sides, score, ready = _load(RunDir(arguments.run.absolute()), arguments.checkpoint, cpu=arguments.cpu)
         outbox.write(ready)
         while True:
             match inbox.next():
                 case Failure() as failure:
                     outbox.write(failure)
                 case ask:
-                    _answer(sides, ask, inbox, outbox)
+                    _answer(sides, score, ask, inbox, outbox)
                     inbox.finished(ask.id)
     except BrokenPipeError:
         return ExitCode.DONE
@@ -49,24 +50,33 @@ def main(argv: list[str]) -> int:
         return ExitCode.FAILED
 
 
-def _load(run: RunDir, checkpoint: str | None, *, cpu: bool) -> "tuple[Sides, Ready]":
+def _load(run: RunDir, checkpoint: str | None, *, cpu: bool) -> "tuple[Sides, Score | None, Ready]":
     target = find_target(run, checkpoint)
     from .. import models
+    from .rewards import load_rewards
     from .sides import load_sides
 
     models.quiet_libraries()
     sides = load_sides(run, target, cpu=cpu)
+    score, why_not = load_rewards(run, sides)
     ready = Ready(
-        sides=sides.names, model=sides.name, checkpoint=target.checkpoint, device=str(sides.device), note=sides.note
+        sides=sides.names,
+        model=sides.name,
+        checkpoint=target.checkpoint,
+        device=str(sides.device),
+        note="; ".join(filter(None, (sides.note, why_not))) or None,
+        prompt_format=sides.encoder.format.kind,
+        system=sides.encoder.format.system_prompt,
+        rewards=score is not None,
     )
-    return sides, ready
+    return sides, score, ready
 
 
-def _answer(sides: "Sides", ask: Ask, inbox: Inbox, outbox: Outbox) -> None:
+def _answer(sides: "Sides", score: "Score | None", ask: Ask, inbox: Inbox, outbox: Outbox) -> None:
     """Answer with every requested side; an error ends this prompt alone."""
     try:
         for side in ask.which:
-            _one_side(sides, side, ask, inbox, outbox)
+            _one_side(sides, score, side, ask, inbox, outbox)
     except BrokenPipeError:
         raise
     except StackllamaError as error:
@@ -76,33 +86,33 @@ def _answer(sides: "Sides", ask: Ask, inbox: Inbox, outbox: Outbox) -> None:
         outbox.write(Failure(id=ask.id, error=_sentence(error)))
 
 
-def _one_side(sides: "Sides", side: str, ask: Ask, inbox: Inbox, outbox: Outbox) -> None:
-    from .answer import Text, tokens
+def _one_side(sides: "Sides", score: "Score | None", side: str, ask: Ask, inbox: Inbox, outbox: Outbox) -> None:
+    from ..ppo.response_text import ResponseText
+    from .answer import Text, messages_of, tokens
 
     assert side in ("base", "tuned")
-    text, count, token = Text(sides.encoder.tokenizer), 0, None
+    text, count, token, pieces = Text(sides.encoder.tokenizer), 0, None, list[str]()
+    messages = messages_of(ask)
     started = time.monotonic()
     with sides.use(side) as model:
         stops = sides.encoder.stop_ids
-        answer = tokens(model, sides.encoder.prompt(ask.prompt), stops, ask, sides.graphs)
+        answer = tokens(model, sides.encoder.prompt(ask.prompt, messages), stops, ask, sides.graphs)
         while not (cancelled := inbox.cancelled(ask.id)) and (token := next(answer, None)) is not None:
             count += 1
             ended = token in stops
             if piece := text.push(token):
+                pieces.append(piece)
                 outbox.write(Delta(id=ask.id, which=side, text=piece))
             if ended:
                 break
     if piece := text.flush():
+        pieces.append(piece)
         outbox.write(Delta(id=ask.id, which=side, text=piece))
+    seconds, ended = round(time.monotonic() - started, 3), token in stops
+    answered = ResponseText(ask.prompt, "".join(pieces), ended, messages)
+    reward = score(answered) if score is not None and not cancelled else None
     outbox.write(
-        Done(
-            id=ask.id,
-            which=side,
-            tokens=count,
-            seconds=round(time.monotonic() - started, 3),
-            ended=token in stops,
-            cancelled=cancelled,
-        )
+        Done(id=ask.id, which=side, tokens=count, seconds=seconds, ended=ended, cancelled=cancelled, reward=reward)
     )
 
 

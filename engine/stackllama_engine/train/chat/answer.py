@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from ...contract.chat_messages import Ask
 from ...contract.errors import StageError
+from ...contract.prompt_format import Message
 from ..limits import positions
 from ..ppo.sampling import pick
 from .steps import GraphChoice, GrowingSteps, StaticSteps
@@ -58,6 +59,13 @@ def tokens(
             if token in stops or not left:
                 return
             logits = steps.step(next_token).float()  # [1, V]
+
+
+def messages_of(ask: Ask) -> list[Message] | None:
+    """Return a question as a conversation with its own system prompt; None: the run's format says how it begins."""
+    if ask.system is None:
+        return None
+    return [{"role": "system", "content": ask.system}, {"role": "user", "content": ask.prompt}]
 
 
 class Text:
