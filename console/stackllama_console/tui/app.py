@@ -13,8 +13,10 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from stackllama_engine.contract.atomic_files import make_private_dir, write_whole
+from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import RunDir
 
+from ..early_exit import leave_at_once
 from ..paths import copy_file, keymap_file, screenshots_dir
 from ..sanitise import one_line, sanitise
 from ..settings import load_settings
@@ -256,7 +258,13 @@ def run_console(options: Options) -> tuple[int, Exception | None]:
         exit code, and the error where it crashed.
     """
     app = ConsoleApp(options)
-    app.run(mouse=options.mouse)
+    try:
+        app.run(mouse=options.mouse)
+    except Exception as error:  # noqa: BLE001 - whatever a mounting raises, Textual passes on
+        app.crash = app.crash or error
+    leave_at_once()  # the terminal is as it was
     if app.left_with is not None:  # a screen that was left while it was still being made fails, and nobody misses it
         return app.left_with, None
-    return app.return_code or 0, app.crash
+    if app.crash is not None:
+        return app.return_code or ExitCode.FAILED, app.crash
+    return app.return_code or 0, None
