@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ from textual import events
 from textual._compositor import CompositorUpdate
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
+from textual.command import Provider
 from textual.screen import Screen
 
 from stackllama_engine.contract.atomic_files import make_private_dir, write_whole
@@ -27,12 +28,19 @@ from .no_color import Colourless
 from .themes import DEFAULT, load_themes
 
 
+def _palette() -> type[Provider]:
+    from .palette import CommandsInOrder
+
+    return CommandsInOrder
+
+
 class ConsoleApp(BaseApp):
     """``stackllama-console``."""
 
     TITLE = "stackllama-console"
     CSS_PATH = "console.tcss"
     ENABLE_COMMAND_PALETTE = True
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_palette}
     COMMAND_PALETTE_BINDING = "ctrl+p"
     NOTIFICATION_TIMEOUT = 6
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -179,11 +187,11 @@ class ConsoleApp(BaseApp):
             self.notify(one_line(f"copied; also saved to {copy_file()}"), markup=False, timeout=4)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Yield the palette's entries: every action of the screen, then the themes."""
-        from .screens.help import actions_of
+        """Yield the palette's entries: every action of the screen, of its widgets, of the application, the themes."""
+        from .screens.help import actions_of, key_names
 
         for binding, node in actions_of(screen):
-            hint = f"{binding.id}  key: {binding.key}"
+            hint = f"{binding.id}  key: {key_names(node, binding)}"
             yield SystemCommand(binding.description, hint, lambda b=binding, n=node: self._act(b.action, n))
         for name in self._own_themes:
             yield SystemCommand(f"theme: {name}", "apply and remember", lambda n=name: self.choose_theme(n))

@@ -50,7 +50,7 @@ class ConsoleScreen(Screen[Any]):
     ESCAPE_TO_MINIMIZE = False
     WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ()
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "back", "back", id="screen.back", show=False),
+        Binding("escape", "escape", "back", id="screen.back", show=False),
     ]
 
     def __init__(self) -> None:
@@ -71,6 +71,7 @@ class ConsoleScreen(Screen[Any]):
     def on_mount(self) -> None:
         """Begin to poll once the screen is painted: nothing is read before."""
         self.set_heading()
+        self.console_app.theme_changed_signal.subscribe(self, lambda _: self.restyle())
         # the application comes to this only after its own mounting, before which nothing is painted
         self.console_app.call_later(self.call_after_refresh, self._painted.set)
         self.begin(self._follow(), group="follow", exclusive=True)
@@ -95,6 +96,9 @@ class ConsoleScreen(Screen[Any]):
     def render_update(self, update: Any) -> None:
         """Render what :meth:`poll` returned."""
 
+    def restyle(self) -> None:
+        """Render again whatever holds the theme's colours: another theme was chosen."""
+
     def begin(self, work: Coroutine[Any, Any, None], *, group: str, exclusive: bool = False) -> None:
         """Run a coroutine beside the screen; what comes back after the screen has gone changes nothing.
 
@@ -114,6 +118,11 @@ class ConsoleScreen(Screen[Any]):
                 text.append("  ")
                 text.append(part if isinstance(part, Text) else one_line(part))
         self.query_one(Heading).show(text)
+
+    def action_escape(self) -> None:
+        """Dismiss the notices that are shown; without any go back."""
+        if not self.console_app.dismiss_notices():
+            self.action_back()
 
     def action_back(self) -> None:
         """Go to the previous screen; the first one stays."""

@@ -325,6 +325,10 @@ class MonitorScreen(ConsoleScreen):
             self.call_after_refresh(self._focus_something)
         self.call_after_refresh(self._wrap_again)
 
+    def restyle(self) -> None:
+        """Render state and progress in the theme's colours."""
+        self._wrap_again()
+
     def _wrap_again(self) -> None:
         if isinstance(self._last_update, Update):
             self._show_state(self._last_update)
