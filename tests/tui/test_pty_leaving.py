@@ -83,6 +83,7 @@ def test_a_signal_while_it_starts_or_ends_leaves_nothing_behind(terminal: Open, 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_200_signals_at_random_times_of_start_and_end_leave_nothing_behind(terminal: Open, tmp_path: Path) -> None:
     chance = random.Random(0)
     for trial in range(200):

@@ -14,6 +14,7 @@ from stackllama_engine.launch.leftovers import leftovers
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.repair import stage_of
 
+from ..readers.waiting import WaitWatch
 from ..readings import Reading, read_run
 from ..remote_runs import as_facts, in_words
 from ..sanitise import one_line
@@ -123,6 +124,8 @@ def _row(reading: Reading) -> tuple[str, ...]:
     last = f"{metric[0]} {number(metric[1])}" if metric else _current_child(reading)
     if reading.history.reason and not reading.state.has_ended:  # it waits: that matters most
         last = one_line(str(reading.history.at))
+    if reading.run and (waiting := WaitWatch(reading.run).text(reading.state, reading.history)):
+        last = waiting
     last = "  ".join(filter(None, (in_words(reading.elsewhere), last)))
     return (reading.stage, reading.state.phase, reading.step, age(reading.age), last)
 

@@ -19,6 +19,7 @@ from ..sanitise import one_line
 from .file_stamp import Stamp
 from .recipe_model import recipe_model
 from .run_state import StateWatch
+from .waiting import WaitWatch
 
 _MADE_BY = re.compile(rf"/runs/({RUN_ID.pattern})/(?:adapter|merged|checkpoints)(?:/|$)")
 _RECENT_BYTES = 32 * 1024  # of events, which nearly always hold the newest metrics
@@ -139,6 +140,7 @@ class _Watched:
         self.gone = False
         self._state = StateWatch(run, clock)
         self._history = History()
+        self._wait = WaitWatch(run)
         self._events: Stamp | None = None
         self._attempt = -1
         self._recipe = Stamp(run.recipe_file)
@@ -204,6 +206,8 @@ class _Watched:
     def _row(self, state: State, metric: tuple[str, float | None] | None, error: str | None) -> Row:
         history = self._history
         at = "" if state.phase == "finished" or not history.at else one_line(history.at)
+        if waiting := self._wait.text(state, history):
+            at, metric = waiting, None
         return Row(
             id=self.row.id,
             path=self.run.path,

@@ -57,6 +57,7 @@ class ConsoleScreen(Screen[Any]):
         super().__init__()
         self._visible = asyncio.Event()
         self._painted = asyncio.Event()
+        self._stays = False
 
     def compose(self) -> ComposeResult:
         """Compose heading, :meth:`body` and footer."""
@@ -120,13 +121,14 @@ class ConsoleScreen(Screen[Any]):
         self.query_one(Heading).show(text)
 
     def action_escape(self) -> None:
-        """Dismiss the notices that are shown; without any go back."""
-        if not self.console_app.dismiss_notices():
-            self.action_back()
+        """Dismiss the notices that are shown, and go back; a screen is left only when none was shown."""
+        self._stays = self.console_app.dismiss_notices()
+        self.action_back()
+        self._stays = False
 
     def action_back(self) -> None:
         """Go to the previous screen; the first one stays."""
-        if len(self.console_app.screen_stack) > 2:  # Textual's own blank screen is the first
+        if not self._stays and len(self.console_app.screen_stack) > 2:  # Textual's own blank screen is the first
             self.console_app.pop_screen()
 
     def say(self, message: str, *, error: bool = False) -> None:

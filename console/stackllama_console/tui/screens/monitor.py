@@ -27,7 +27,7 @@ from ..widgets.chart import Chart, Curve
 from ..widgets.log_panel import LogPanel
 from ..widgets.log_view import LogView
 from ..widgets.panels import metric_lines, pipeline_line, sample_lines
-from ..widgets.status import head_line, headline_line, memory_text, now, outcome_lines, silence_text
+from ..widgets.status import head_line, headline_line, memory_text, now, outcome_lines, pending_text, silence_text
 from ..widgets.text_lines import TextLines
 from .text import TextScreen
 
@@ -202,14 +202,15 @@ class MonitorScreen(ConsoleScreen):
         lines: list[Text] = []
         if watched.pipeline:
             lines.append(pipeline_line(watched.pipeline, colours))
-        lines += self._wrapped([head_line(reader, colours, moment)])
+        lines += self._wrapped([head_line(reader, colours, moment, watched.waiting)])
         if (metrics := headline_line(reader, reader.stage)).plain:
             lines += self._wrapped([metrics])
         machine = "  ".join(filter(None, (update.machine, memory_text(reader, watched.predicted))))
         if machine:
             lines += self._wrapped([Text(machine)])
         there = getattr(watched.source, "elsewhere", "")
-        notes = [*filter(None, (error, f"it is {there}" if there else "", silence_text(reader, moment)))]
+        silence, pending = silence_text(reader, moment), pending_text(watched.pending)
+        notes = [*filter(None, (error, f"it is {there}" if there else "", pending, silence))]
         if reader.bad_lines:
             notes.append(f"{reader.bad_lines} lines of its events could not be read")
         state = watched.state

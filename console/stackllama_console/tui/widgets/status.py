@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.text import Text
 
@@ -26,13 +26,18 @@ _GPU_ERROR = re.compile(r"a gpu error was logged|\bxid \d|\becc error")
 _OUT_OF_MEMORY = re.compile(r"out[ -]of[ -](?:gpu )?memory|outofmemory|for its memory use")
 
 
-def head_line(reader: Reader, variables: Mapping[str, str], now: float) -> Text:
-    """Return state, phase, step, progress bar, pace and time left, by the run's own clock: nothing ticks by itself."""
+def head_line(reader: Reader, variables: Mapping[str, str], now: float, waiting: str = "") -> Text:
+    """Return state, phase, step, progress bar, pace and time left, by the run's own clock.
+
+    Before the first step ``waiting`` says what is done, for how long, and how long that usually takes.
+    """
     colours = dict(variables)
     text = state_text(reader.phase, colours)
     history = reader.history
     state: State | None = getattr(reader, "state", None)
-    if history.phase and history.phase != reader.phase and not (state and state.has_ended):
+    if waiting:
+        text.append(f"  {waiting}", style="bold")
+    elif history.phase and history.phase != reader.phase and not (state and state.has_ended):
         text.append(f"  {history.at}", style="bold")
     total = history.total_steps
     if total:
@@ -77,6 +82,11 @@ def memory_text(reader: Reader, predicted: float | None) -> str:
     """Return the peaks the engine measured, beside what was predicted."""
     peaks = measured_peaks(reader.history)
     return f"{peaks}; predicted {size(predicted)}" if peaks and predicted else peaks
+
+
+def pending_text(requests: Sequence[str]) -> str:
+    """Return which requests the run has not served yet."""
+    return f"requested, after the current step: {', '.join(requests)}" if requests else ""
 
 
 def silence_text(reader: Reader, now: float) -> str:
