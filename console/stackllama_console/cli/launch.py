@@ -12,6 +12,7 @@ from stackllama_engine.contract.run_lock import BY_FILE, is_by_file
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.data_check import data_notices
+from stackllama_engine.launch.on_end import keep
 from stackllama_engine.launch.uninterrupted import uninterrupted
 
 from ..run_facts import facts
@@ -73,6 +74,8 @@ def start(arguments: argparse.Namespace, reading: Reading) -> int:
         notices = tuple(data_notices(reading.recipe))  # before anything is created
         with uninterrupted():
             run = slurm.submit(home, reading.recipe, arguments.name, arguments.sbatch_option)
+            if arguments.on_end:
+                keep(run, arguments.on_end)
     else:
         plan = _plan(arguments, home, reading)
         notices = plan.notices
@@ -126,7 +129,8 @@ def dry_run(arguments: argparse.Namespace, reading: Reading) -> int:
 
 def _plan(arguments: argparse.Namespace, home: Home, reading: Reading) -> launcher.Plan:
     """Plan what these arguments launch; ``merge`` and ``demo`` have no ``--canary``."""
-    return launcher.plan(home, reading.recipe, arguments.name, canary=getattr(arguments, "canary", None))
+    canary, on_end = (getattr(arguments, name, None) for name in ("canary", "on_end"))
+    return launcher.plan(home, reading.recipe, arguments.name, canary=canary, on_end=on_end)
 
 
 def flush() -> None:

@@ -127,6 +127,7 @@ _TRUST_HELP = "also trust a home that this user owns or lets others write (STACK
 _FOLLOW_HELP = "follow the run and exit with its exit code; Ctrl-C detaches without stopping it"
 _CANARY_HELP = "PPO: dry-run one worst-case step and checkpoint before training (default: on a GPU)"
 _HOST_GONE_HELP = "confirm that this machine, which the run is on, is gone for good; its processes cannot be checked"
+_ON_END_HELP = "shell command to run when it ends or stalls (default: `on_end` of settings.yaml)"
 _PLAIN_HELP = "print lines instead of progress bars"
 _JSON_HELP = "print one JSON document on stdout"
 _OVERRIDE = "key=value"
@@ -217,6 +218,7 @@ def _add_launch(commands: _Commands) -> None:
         parser.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
         parser.add_argument("--dry-run", action="store_true", help="print command and recipe without starting anything")
         parser.add_argument("--plain", action="store_true", help=_PLAIN_HELP)
+        parser.add_argument("--on-end", metavar="COMMAND", help=_ON_END_HELP)
     launch.add_argument("--slurm", action="store_true", help="submit a Slurm job that requeues itself")
     text = "extra sbatch option, e.g. time=8:00:00 (repeatable)"
     launch.add_argument("--sbatch-option", action="append", default=[], metavar="KEY=VALUE", help=text)
