@@ -23,6 +23,8 @@ class Settings(Struct, kw_only=True, omit_defaults=True):
     """Newest first."""
     smoothing: float = 0.0
     """Weight of the charts' moving average."""
+    announce: bool = True
+    """Ring the bell and notify the desktop when a run ends or stalls."""
 
     def remember_model(self, name: str) -> None:
         """Put a model at the head of the recent ones."""

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from stackllama_engine.contract import children
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir
-from stackllama_engine.launch import on_end
 from stackllama_engine.launch.on_end import command_of, keep, person_command, run_command
 from stackllama_engine.launch.supervisor_log import SUPERVISOR_LOG
 
@@ -52,7 +52,7 @@ def test_a_run_of_a_pipeline_leaves_it_to_the_pipeline(
     home: Home, runs: Runs, settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.write_text("on_end: echo hello\n")
-    monkeypatch.setattr(on_end, "known_parents", lambda run: ["whole", "other"])
+    monkeypatch.setattr(children, "known_parents", lambda run: ["whole", "other"])
     assert command_of(runs.create("whole-sft")) is None
     assert command_of(runs.create("mine")) == "echo hello"
 

@@ -193,6 +193,21 @@ def test_the_same_notice_again_is_one_notice_and_escape_dismisses_it(stocked: Ho
     run_app(stocked, script)
 
 
+def test_the_palette_turns_the_announcing_of_ends_off_and_on_again(stocked: Home, tmp_path: Path) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        for before, after in (("off", False), ("on", True)):
+            (switch,) = [
+                command
+                for command in shown.app.get_system_commands(shown.front)
+                if command.title == f"announce ends of runs: turn {before}"
+            ]
+            switch.callback()
+            await shown.until(lambda after=after: _settings(tmp_path).get("announce", True) is after)
+
+    run_app(stocked, script)
+
+
 # themes
 
 

@@ -19,6 +19,7 @@ from stackllama_engine.contract.run_dir import RunDir
 
 from ..early_exit import leave_at_once
 from ..paths import copy_file, keymap_file, screenshots_dir
+from ..readers.endings import Endings
 from ..sanitise import one_line, sanitise
 from ..settings import load_settings
 from .base_app import BaseApp, Options
@@ -26,6 +27,8 @@ from .driver import GuardedDriver
 from .frames import Frames
 from .no_color import Colourless
 from .themes import DEFAULT, load_themes
+
+_ENDINGS_SECONDS = 2.0
 
 
 def _palette() -> type[Provider]:
@@ -66,6 +69,8 @@ class ConsoleApp(BaseApp):
         """The exit code that a signal or a hang-up asked for; None: nothing did."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._frames = Frames()
+        self._endings = Endings(options.home)
+        self._announcing = False
         self._load_themes()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -81,6 +86,7 @@ class ConsoleApp(BaseApp):
         """Push the first screen."""
         self._load_keymap()
         self.push_screen(self._first_screen())
+        self.set_interval(_ENDINGS_SECONDS, self._begin_announcing)
         if self._error:
             self.notify(one_line(self._error), severity="warning", markup=False)
 
@@ -136,6 +142,29 @@ class ConsoleApp(BaseApp):
         if isinstance(event, events.Paste) and not event.is_forwarded:
             event = events.Paste(sanitise(event.text))
         await super().on_event(event)
+
+    def _begin_announcing(self) -> None:
+        if self.settings.announce:
+            self.run_worker(self._announce(), group="endings")
+
+    async def _announce(self) -> None:
+        """Announce the runs that have ended or stalled, whichever screen is shown."""
+        if self._announcing:  # the disk is slow
+            return
+        self._announcing = True
+        try:
+            endings = await asyncio.to_thread(self._endings.poll)
+        finally:
+            self._announcing = False
+        for ending in endings if self.settings.announce else ():
+            if isinstance(self._driver, GuardedDriver):
+                self._driver.announce(f"run {ending}")
+
+    def _switch_announcing(self) -> None:
+        """Turn the announcing of ends on or off, and remember it."""
+        self.settings.announce = not self.settings.announce
+        self._endings = Endings(self.home)  # what ended meanwhile is old
+        self.remember()
 
     # actions
 
@@ -193,6 +222,9 @@ class ConsoleApp(BaseApp):
         for binding, node in actions_of(screen):
             hint = f"{binding.id}  key: {key_names(node, binding)}"
             yield SystemCommand(binding.description, hint, lambda b=binding, n=node: self._act(b.action, n))
+        switch = "off" if self.settings.announce else "on"
+        hint = "bell and desktop notification; remembered"
+        yield SystemCommand(f"announce ends of runs: turn {switch}", hint, self._switch_announcing)
         for name in self._own_themes:
             yield SystemCommand(f"theme: {name}", "apply and remember", lambda n=name: self.choose_theme(n))
 

@@ -7,15 +7,17 @@ https://invisible-island.net/xterm/ctlseqs/ctlseqs.html.
 
 import base64
 import contextlib
+import os
 import re
 import select
 import signal
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from textual.drivers.linux_driver import LinuxDriver
 
-from ..sanitise import sanitise
+from ..sanitise import one_line, sanitise
 from .leaving import Leaving
 
 _OURS = re.compile(
@@ -45,6 +47,7 @@ _LOOKALIKES = {
     '"': "“”",
     " ": "\u2800",
 }
+_LONGEST_ANNOUNCEMENT = 200
 _TO_ASCII = {ord(drawn): plain for plain, characters in _LOOKALIKES.items() for drawn in characters}
 """Characters drawn with `--ascii`: one for one character, so that nothing moves."""
 
@@ -64,6 +67,22 @@ def guarded(data: str, *, ascii_only: bool = False) -> str:
     return "".join(parts)
 
 
+def announcement(text: str, environment: Mapping[str, str]) -> str:
+    """Return a bell and the sequence with which the terminal shows a text on the desktop, as far as it is known.
+
+    OSC 777 is understood by rxvt, foot and terminals of VTE, OSC 9 by most others (iTerm2, kitty, WezTerm, Ghostty,
+    Windows Terminal); sent both, some would show it twice. What is not understood is ignored; the Linux console is
+    spared.
+    """
+    term = environment.get("TERM", "")
+    if term.startswith("linux"):
+        return "\x07"
+    shown = one_line(text).replace(";", ",")[:_LONGEST_ANNOUNCEMENT]  # a `;` would begin another parameter
+    if term.startswith(("rxvt", "foot")) or "VTE_VERSION" in environment:
+        return f"\x07\x1b]777;notify;stackllama-console;{shown}\x07"
+    return f"\x07\x1b]9;{shown}\x07"
+
+
 class GuardedDriver(LinuxDriver):
     """Textual's Linux driver behind the guard; it also leaves when the terminal no longer takes what is written."""
 
@@ -81,9 +100,17 @@ class GuardedDriver(LinuxDriver):
     def copy(self, text: str) -> None:
         """Offer a text to the terminal's clipboard (OSC 52); many terminals refuse it silently."""
         encoded = base64.b64encode(text.encode()).decode()
+        self._write_own(f"\x1b]52;c;{encoded}\x07")
+
+    def announce(self, text: str) -> None:
+        """Ring the bell, and let the terminal notify the desktop where it can."""
+        self._write_own(announcement(text, os.environ))
+
+    def _write_own(self, data: str) -> None:
+        """Write sequences that the guard would drop, of which no part is foreign."""
         self._trusted = True
         try:
-            self.write(f"\x1b]52;c;{encoded}\x07")
+            self.write(data)
         finally:
             self._trusted = False
 

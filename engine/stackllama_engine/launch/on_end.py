@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from ..contract.atomic_files import open_private, write_whole
 from ..contract.child_environment import inherited_environment
-from ..contract.children import CHILDREN, child_id, known_parents
+from ..contract.children import is_child
 from ..contract.errors import UsageError
 from ..contract.redact import redactor
 from ..contract.run_dir import RunDir, State
@@ -94,10 +94,7 @@ def command_of(run: RunDir) -> str | None:
         pass
     except (OSError, ValueError) as error:
         raise UsageError(f"{run.path / _FILE} cannot be read: {error}.") from None
-    parents = known_parents(run)
-    if any(run.id == child_id(parent, child.suffix) for parent in parents for child in CHILDREN):
-        return None
-    return person_command()
+    return None if is_child(run) else person_command()
 
 
 def run_command(run: RunDir, folder: Path, state: State, seconds: float = SECONDS) -> None:
