@@ -7,7 +7,7 @@ import pytest
 from stackllama_engine.contract import children
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir
-from stackllama_engine.launch.on_end import command_of, keep, person_command, run_command
+from stackllama_engine.launch.on_end import VARIABLE, command_of, person_command, run_command
 from stackllama_engine.launch.supervisor_log import SUPERVISOR_LOG
 
 from .conftest import Runs, wait_for, wait_for_phase
@@ -36,16 +36,14 @@ def test_the_supervisor_runs_it_with_id_state_and_cause(runs: Runs, settings: Pa
     assert run.read_state() == state and not run.lock_is_held()
 
 
-def test_the_runs_own_command_goes_first_and_stays_for_later_attempts(runs: Runs, settings: Path) -> None:
+def test_the_attempts_own_command_goes_first(runs: Runs, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.write_text("on_end: echo everybody\n")
-    run = runs.create("mine")
-    keep(run, "echo mine $STACKLLAMA_RUN_PATH")
-    runs.again(run, "until-stopped")
+    monkeypatch.setenv(VARIABLE, "echo mine $STACKLLAMA_RUN_PATH, ${STACKLLAMA_ON_END-none}")
+    run = runs.start("until-stopped")
     wait_for_phase(run, "running")
     run.request("stop")
     wait_for(lambda: "on_end" in log_of(run))
-    assert f"on_end (stopped): exit code 0\nmine {run.path}" in log_of(run)
-    assert command_of(run) == "echo mine $STACKLLAMA_RUN_PATH"
+    assert f"on_end (stopped): exit code 0\nmine {run.path}, none" in log_of(run)
 
 
 def test_a_run_of_a_pipeline_leaves_it_to_the_pipeline(
@@ -57,11 +55,11 @@ def test_a_run_of_a_pipeline_leaves_it_to_the_pipeline(
     assert command_of(runs.create("mine")) == "echo hello"
 
 
-def test_a_command_that_hangs_is_killed_and_its_output_kept(runs: Runs) -> None:
+def test_a_command_that_hangs_is_killed_and_its_output_kept(runs: Runs, settings: Path) -> None:
     run = runs.create()
     folder = run.attempt_dir(1)
     folder.mkdir()
-    keep(run, "echo before; sleep 600 & wait")
+    settings.write_text("on_end: 'echo before; sleep 600 & wait'\n")
     run_command(run, folder, run.read_state(), seconds=0.3)
     assert "killed after 0 s\nbefore" in log_of(run)
 

@@ -252,6 +252,7 @@ def _add_runs(commands: _Commands) -> None:
     stop.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True, help="wait until it has ended")
     resume = _leaf(runs, "resume", "Resume a run from its newest checkpoint.", "runs:resume", json=True)
     resume.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
+    resume.add_argument("--on-end", metavar="COMMAND", help=_ON_END_HELP)
     resume.add_argument("--host-gone", metavar="HOST", help=_HOST_GONE_HELP)
     resume.add_argument(
         "--recipe-changed", action="store_true", help="accept a recipe that was edited since the last attempt"

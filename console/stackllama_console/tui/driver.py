@@ -92,6 +92,7 @@ class GuardedDriver(LinuxDriver):
         super().__init__(app, **options)  # pyright: ignore[reportUnknownMemberType]
         self._leaving = Leaving(app.leave_soon)
         self._trusted = False
+        self._awaits_hang_up = False
 
     def write(self, data: str) -> None:
         """Write what passes the guard."""
@@ -118,7 +119,9 @@ class GuardedDriver(LinuxDriver):
         """Start as Textual does; leave on signals and on a hang-up that comes without one (nohup, a new session)."""
         self._leaving.on_signals()  # first: it keeps the terminal's settings as they were found
         super().start_application_mode()
-        threading.Thread(target=self._await_hang_up, name="terminal-hang-up", daemon=True).start()
+        if not self._awaits_hang_up:  # started again after another program had the terminal
+            self._awaits_hang_up = True
+            threading.Thread(target=self._await_hang_up, name="terminal-hang-up", daemon=True).start()
 
     def stop_application_mode(self) -> None:
         """Leave the terminal as it was; a terminal that has gone is no reason to fail."""

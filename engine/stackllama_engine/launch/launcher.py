@@ -40,7 +40,7 @@ from .gpus import visible_gpus
 from .inputs import resolve_inputs
 from .leftovers import delete_marked
 from .machine_check import git_commit, package_versions, resolve_machine
-from .on_end import keep, person_command
+from .on_end import person_command
 from .ownership import check_home, check_run
 from .preflight import preflight, training_stages
 from .process_marks import marks
@@ -69,7 +69,6 @@ class Plan(Struct, frozen=True, kw_only=True):
         parents: runs that inputs are taken from, and those that were given.
         functions: the code of ``reward_funcs``.
         notices: how the data will be read; sentences.
-        on_end: the person's command at its end; None: that of their settings.
     """
 
     home: Home
@@ -83,7 +82,6 @@ class Plan(Struct, frozen=True, kw_only=True):
     parents: tuple[str, ...] = ()
     functions: tuple[FunctionFile, ...] = ()
     notices: tuple[str, ...] = ()
-    on_end: str | None = None
 
     @property
     def stage(self) -> Stage:
@@ -98,7 +96,6 @@ def plan(
     *,
     parents: Iterable[str] = (),
     canary: bool | None = None,
-    on_end: str | None = None,
 ) -> Plan:
     """Check everything that a launch needs and settle what it will run. Touches nothing.
 
@@ -108,7 +105,6 @@ def plan(
         name: the run id; otherwise one is made.
         parents: runs to record as parents besides those the inputs come from.
         canary: PPO: the worst case once before the run proper; None: where it is on a GPU.
-        on_end: the person's command at its end; None: that of their settings.
 
     Raises:
         UsageError: an input or the name is wrong (:class:`RecipeError` when it is the recipe).
@@ -138,7 +134,6 @@ def plan(
         parents=(*inputs, *parents),
         functions=tuple(reward_functions(recipe)),
         notices=(*data_notices(recipe), *batch_notices(request, recipe)),
-        on_end=on_end,
     )
 
 
@@ -178,8 +173,6 @@ def launch(planned: Plan) -> RunDir:
             lock = run.acquire_lock()
             try:
                 command = planned.command.in_directory(planned.run_dir, run.path)
-                if planned.on_end:
-                    keep(run, planned.on_end)
                 start_supervisor(run, lock, command, list(planned.parents), planned.functions)
             finally:
                 run.release_lock(lock)

@@ -1,9 +1,10 @@
 """A person's command at the end of a run, and when it stalls: ``on_end``.
 
-It stands in ``$XDG_CONFIG_HOME/stackllama/settings.yaml`` (``on_end: COMMAND``) for all runs, or came with one run's
-launch (``--on-end COMMAND``), which goes first. Never in a recipe: recipes are passed on, and would run other people's
-commands. The supervisor runs it through ``/bin/sh`` with ``STACKLLAMA_RUN_ID``, ``_STAGE``, ``_STATE``, ``_CAUSE``,
-``_EXIT_CODE`` and ``_PATH``; what it prints goes into the supervisor's log. Whatever it does, the run's state stays.
+It stands in ``$XDG_CONFIG_HOME/stackllama/settings.yaml`` (``on_end: COMMAND``) for all runs, or is in the environment
+of one attempt's supervisor (``--on-end COMMAND`` of its launch or resume), which goes first. Never in a recipe or a
+run's directory: both are passed on, and would run other people's commands. The supervisor runs it through ``/bin/sh``
+with ``STACKLLAMA_RUN_ID``, ``_STAGE``, ``_STATE``, ``_CAUSE``, ``_EXIT_CODE`` and ``_PATH``; what it prints goes into
+the supervisor's log. Whatever it does, the run's state stays.
 """
 
 import os
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from ..contract.atomic_files import open_private, write_whole
+from ..contract.atomic_files import open_private
 from ..contract.child_environment import inherited_environment
 from ..contract.children import is_child
 from ..contract.errors import UsageError
@@ -25,9 +26,10 @@ from ..contract.user_dirs import user_dir
 from ..contract.user_files import read_text
 from .supervisor_log import SUPERVISOR_LOG
 
+VARIABLE = "STACKLLAMA_ON_END"
+"""Environment variable of a supervisor with the command of its run."""
 SECONDS = 60.0
 """After which a command is killed."""
-_FILE = "on_end"
 _MOST_BYTES = 64 * 1024
 _KEPT_BYTES = 8 * 1024  # of what it prints
 
@@ -73,28 +75,13 @@ def person_command() -> str | None:
     return command or None
 
 
-def keep(run: RunDir, command: str) -> None:
-    """Keep the command of one run, for all its attempts.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    write_whole(run.path / _FILE, command.encode())
-
-
 def command_of(run: RunDir) -> str | None:
-    """Return the command of a run: its own, else the person's; a pipeline's runs end silently, it ends for them.
+    """Return the command of a run: the environment's, else the person's; a pipeline ends for its runs.
 
     Raises:
-        UsageError: as :func:`person_command`; or the run's own cannot be read.
+        UsageError: as :func:`person_command`.
     """
-    try:
-        return read_text(run.path / _FILE, _MOST_BYTES)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{run.path / _FILE} cannot be read: {error}.") from None
-    return None if is_child(run) else person_command()
+    return None if is_child(run) else os.environ.get(VARIABLE) or person_command()
 
 
 def run_command(run: RunDir, folder: Path, state: State, seconds: float = SECONDS) -> None:
@@ -120,11 +107,13 @@ def run_beside(run: RunDir, folder: Path, state: State) -> None:
 
 def _run(run: RunDir, command: str, state: State, seconds: float) -> str:
     """Return what is to be logged of a command."""
+    environment = inherited_environment() | _variables(run, state)
+    environment.pop(VARIABLE, None)  # a run that the command launches is not followed by the same command for ever
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             ["/bin/sh", "-c", command],
             cwd=run.path,
-            env=inherited_environment() | _variables(run, state),
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
