@@ -32,7 +32,7 @@ def head_line(reader: Reader, variables: Mapping[str, str], now: float, waiting:
     Before the first step ``waiting`` says what is done, for how long, and how long that usually takes.
     """
     colours = dict(variables)
-    text = state_text(reader.phase, colours)
+    text = Text().append_text(state_text(reader.phase, colours))  # as a span: a text's own style would be the line's
     history = reader.history
     state: State | None = getattr(reader, "state", None)
     if waiting:
