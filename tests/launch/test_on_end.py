@@ -87,7 +87,7 @@ def test_wrong_settings_at_the_end_are_a_line_of_the_log(runs: Runs, settings: P
     assert state.phase == "finished" and "must be a command" in log_of(run)
 
 
-def test_a_stall_runs_it_while_the_run_goes_on(runs: Runs, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stall_runs_it_while_the_run_continues(runs: Runs, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.write_text("on_end: echo $STACKLLAMA_RUN_STATE\n")
     monkeypatch.setenv("STACKLLAMA_STALL_LOAD", "0.3")
     run = runs.start("until-stopped")

@@ -101,7 +101,7 @@ def run_command(run: RunDir, folder: Path, state: State, seconds: float = SECOND
 
 
 def run_beside(run: RunDir, folder: Path, state: State) -> None:
-    """Do :func:`run_command` in a thread: the run goes on."""
+    """Do :func:`run_command` in a thread: the run continues."""
     threading.Thread(target=run_command, args=(run, folder, state), name="on-end", daemon=True).start()
 
 
