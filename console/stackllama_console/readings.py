@@ -32,6 +32,7 @@ class Reading(Struct, kw_only=True):
     """One run at one moment. Times are Unix seconds."""
 
     id: str
+    run: RunDir | None = None
     stage: Stage
     state: State
     history: History
@@ -76,6 +77,7 @@ def read_run(run: RunDir, state: State) -> Reading:
     """Read a run from its files; ``state`` is the reconciled one. What is damaged is left out."""
     return Reading(
         id=run.id,
+        run=run,
         stage=state.stage,
         state=state,
         history=recent_history(run),

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from stackllama_engine.contract.requests import Ask
-from stackllama_engine.contract.run_dir import State
+from stackllama_engine.contract.run_dir import RunDir, State
 
 from .sanitise import one_line
 
@@ -11,6 +11,13 @@ ASKED_TO_STOP = "asked to save and stop"
 READ_ONLY = "read-only: this run was started by another trainer"
 NOTHING_DAMAGED = "nothing is damaged"
 
+_PENDING = {
+    "save": "save a checkpoint",
+    "sample": "sample held-out prompts",
+    "pause": "pause",
+    "continue": "continue",
+    "stop": "save and stop",
+}
 _PROMISES: dict[Ask, str] = {
     "save": "will save a checkpoint after the current step",
     "sample": "will sample held-out prompts after the current step",
@@ -29,6 +36,16 @@ def promise(run_id: str, request: Ask, change: str | None = None) -> str:
         change: ``key=value`` of ``set``.
     """
     return f"{run_id} {_PROMISES[request].format(change=one_line(change or '').strip())}"
+
+
+def pending_requests(run: RunDir) -> list[str]:
+    """Return what a run was asked for and has not done yet, in words; read from its ``control/``."""
+    pending: list[str] = []
+    for name in run.requests():
+        key = name.removeprefix("set-")
+        words = f"set {one_line(key)}" if key != name else _PENDING.get(name)
+        pending += [words] if words else []
+    return pending
 
 
 def already_ended(run_id: str, state: State) -> str:

@@ -29,6 +29,8 @@ class Settings(Struct, kw_only=True, omit_defaults=True):
     """Group of its rows: ``pipeline`` (also where empty), ``stage``, ``model`` or ``none``."""
     smoothing: float = 0.0
     """Weight of the charts' moving average."""
+    announce: bool = True
+    """Ring the bell and notify the desktop when a run ends or stalls."""
 
     foreign_runs: list[str] = []
     """Directories of other trainers' runs that were opened, newest first."""

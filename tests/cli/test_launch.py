@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.launch.conftest import wait_for
 
 from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.recipe_io import load_recipe
@@ -65,6 +66,20 @@ def test_dry_run_json(run_main: Callable[..., Any], home: Home, monkeypatch: pyt
     assert document["recipe"]["ppo"]["learning_rate"] == 3e-5
     assert "canary" not in result.out + result.err
     assert not home.path.exists()
+
+
+def test_on_end_of_a_launch_and_of_a_resume_is_handed_to_the_supervisor(
+    run_main: Callable[..., Any], home: Home, scripted: Callable[[int, float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STACKLLAMA_ON_END", "")  # put back afterwards
+    scripted(1000, 0.05)
+    assert run_main("launch", "sft", *DEMO, "--name", "one", "--on-end", "echo first").code == 0
+    assert run_main("runs", "stop", "one").code == 0
+    logs = [home.run("one").attempt_dir(number) / "supervisor.txt" for number in (1, 2)]
+    wait_for(lambda: logs[0].exists() and "first" in logs[0].read_text())
+    assert run_main("runs", "resume", "one", "--on-end", "echo second").code == 0
+    assert run_main("runs", "stop", "one").code == 0
+    wait_for(lambda: logs[1].exists() and "on_end (stopped): exit code 0\nsecond" in logs[1].read_text())
 
 
 def test_launch_prints_the_id_and_returns(

@@ -9,9 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stackllama_engine.contract.errors import StageError
+from stackllama_engine.contract.events import EventReader
+from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import models
 from stackllama_engine.train.__main__ import _cause
 from stackllama_engine.train.loading import loading, one_line
+from stackllama_engine.train.loading_progress import reported
+from stackllama_engine.train.reporting import Reporter
 from stackllama_engine.train.signals import Stopped
 
 CPU = torch.device("cpu")
@@ -83,3 +88,19 @@ def test_what_a_gguf_adapter_names_as_its_base_is_the_file(tmp_path: Path, monke
     monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: read)
     loaded = models.load_plain(str(tmp_path / "toy.gguf"), None, "float32", CPU)
     assert loaded.name_or_path == str(tmp_path / "toy.gguf")
+
+
+def test_weights_are_reported_once_a_second_and_at_the_end(tmp_path: Path) -> None:
+    run = Home(tmp_path).create(Stage.SFT, "")
+    run.attempt_dir(1).mkdir()
+    moments = iter([0.0, 0.5, 1.0, 1.2, 2.5])
+    reporter = Reporter(run, 1, is_main=True)
+    assert list(reported(reporter, "abcd", lambda: next(moments))) == list("abcd")
+    reporter.end(0)
+    data = [event.data for event in EventReader(run.attempt_dir(1) / "events.jsonl").read() if event.kind == "activity"]
+    assert [(each["doing"], each.get("share")) for each in data] == [
+        ("reading weights", 0.0),
+        ("reading weights", 0.5),
+        ("reading weights", 1.0),
+        ("preparing the model", None),
+    ]

@@ -3,6 +3,7 @@
 What else they can do is tested in this process.
 """
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -81,6 +82,18 @@ def test_sft_trains_and_leaves_facts(sft_run: RunDir) -> None:
     assert [checkpoint.problem(path) for path in sorted(sft_run.checkpoints.iterdir())] == [None, None]
     assert {"loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy"} <= metrics(sft_run)[0].keys()
     assert events(sft_run)[-1].data == {"exit_code": 0, "cause": None}
+
+
+@pytest.mark.parametrize("stage", ["sft_run", "reward_run", "ppo_run"])
+def test_every_stage_says_what_it_does_before_its_first_step(stage: str, request: pytest.FixtureRequest) -> None:
+    kinds = ("activity", "progress")
+    first = itertools.takewhile(
+        lambda event: event.kind != "progress",
+        (event for event in events(request.getfixturevalue(stage)) if event.kind in kinds),
+    )
+    done = [(event.data["doing"], event.data.get("share")) for event in first]
+    assert done[0] == ("importing libraries", None)
+    assert ("tokenizing", None) in done and ("reading weights", 0.0) in done
 
 
 @pytest.mark.parametrize("stage", ["sft_run", "reward_run", "ppo_run"])

@@ -152,6 +152,62 @@ def test_the_palette_has_every_action_and_theme_and_does_it(stocked: Home) -> No
     run_app(stocked, script)
 
 
+def test_help_and_palette_begin_with_the_screens_own_keys_by_their_names(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, "monitor")
+        commands = list(shown.app.get_system_commands(shown.front))
+        assert commands[0].help.startswith("monitor.")
+        sections = [command.help.partition(".")[0] for command in commands if "  key: " in command.help]
+        own = list(dict.fromkeys(sections))
+        assert own[:2] == ["monitor", "screen"] and own[-1] == "app" and {"chart", "log"} < set(own)
+        keys = " ".join(command.help.partition("key:")[2] for command in commands)
+        assert " . " in keys and " [ " in keys and "full_stop" not in keys and "bracket" not in keys
+        await shown.press("colon")
+        await shown.until(lambda: isinstance(shown.front, CommandPalette))
+        await shown.shows(commands[0].title, commands[0].help)
+        await shown.press("escape")
+        await shown.press("question_mark")
+        await shown.until(lambda: isinstance(shown.front, HelpScreen))
+        text = str(shown.front.query(Static).first().render())
+        assert text.startswith("monitor\n") and "full_stop" not in text
+
+    run_app(stocked, script)
+
+
+# notices
+
+
+def test_the_same_notice_again_is_one_notice_and_escape_dismisses_it(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, "monitor")
+        await shown.press("ctrl+c", "ctrl+c", "ctrl+c")
+        await shown.notified("Press q to quit")
+        assert len(shown.said) == 1
+        shown.app.notify("another", markup=False)
+        await shown.until(lambda: len(shown.said) == 2)
+        await shown.press("escape")
+        assert shown.said == [] and shown.name == "MonitorScreen"
+        await shown.press("escape")
+        await shown.reaches("RunsScreen")
+
+    run_app(stocked, script)
+
+
+def test_the_palette_turns_the_announcing_of_ends_off_and_on_again(stocked: Home, tmp_path: Path) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        for before, after in (("off", False), ("on", True)):
+            (switch,) = [
+                command
+                for command in shown.app.get_system_commands(shown.front)
+                if command.title == f"announce ends of runs: turn {before}"
+            ]
+            switch.callback()
+            await shown.until(lambda after=after: _settings(tmp_path).get("announce", True) is after)
+
+    run_app(stocked, script)
+
+
 # themes
 
 
@@ -211,6 +267,32 @@ def test_a_disk_that_stalls_holds_up_no_key_and_gets_the_last_choice(
 
     last = run_app(stocked, script).theme
     assert _settings(tmp_path)["theme"] == last and len(written) == 3
+
+
+def _colours(shown: Shown) -> set[object]:
+    """Return every pair of colours on the screen."""
+    segments = (segment for strip in shown.front._compositor.render_strips() for segment in strip)
+    return {(segment.style.color, segment.style.bgcolor) for segment in segments}
+
+
+@pytest.mark.parametrize("name", TO_SCREENS)
+def test_another_theme_leaves_no_colour_of_the_one_before(stocked: Home, name: str) -> None:
+    fresh: set[object] = set()
+
+    async def begin(shown: Shown) -> None:
+        await _go(shown, name)
+        fresh.update(_colours(shown))
+
+    async def choose(shown: Shown) -> None:
+        await _go(shown, name)
+        assert not _colours(shown) <= fresh
+        shown.app.choose_theme("paper")
+        await shown.until(lambda: _colours(shown) <= fresh)
+
+    save_settings(Settings(theme="paper"))
+    run_app(stocked, begin)
+    save_settings(Settings(theme="dusk"))
+    run_app(stocked, choose)
 
 
 def _theme(path: Path, text: str) -> None:

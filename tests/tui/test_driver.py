@@ -5,7 +5,7 @@ import re
 import pytest
 from tests.cli.conftest import FORBIDDEN, PAYLOADS
 
-from stackllama_console.tui.driver import guarded
+from stackllama_console.tui.driver import announcement, guarded
 
 FRAME = "\x1b[3;1H\x1b[38;2;200;208;232;48;2;22;24;31mloss 1.2\x1b[0m\x1b[10;20H⣿─│✓ 日本\x1b[1;38;5;12mx\x1b[0m"
 MODES = [
@@ -53,3 +53,17 @@ def test_ascii_draws_with_ascii_of_the_same_width_and_keeps_other_text() -> None
     assert len(out) == len(drawn)
     assert out.endswith(" Ünïcode 日本")
     assert out.removesuffix(" Ünïcode 日本").isascii()
+
+
+@pytest.mark.parametrize(
+    ("environment", "sent"),
+    [
+        ({"TERM": "xterm-kitty"}, "\x07\x1b]9;run a failed: b, c\x07"),
+        ({"TERM": "foot"}, "\x07\x1b]777;notify;stackllama-console;run a failed: b, c\x07"),
+        ({"TERM": "xterm", "VTE_VERSION": "7600"}, "\x07\x1b]777;notify;stackllama-console;run a failed: b, c\x07"),
+        ({"TERM": "linux"}, "\x07"),
+    ],
+)
+def test_announcements_are_sent_as_the_terminal_takes_them(environment: dict[str, str], sent: str) -> None:
+    assert announcement("run a\x1b]0;x\x07 failed: b; c", environment) == sent
+    assert len(announcement("x" * 999, environment)) < 300

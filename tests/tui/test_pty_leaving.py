@@ -1,6 +1,8 @@
 """Leaving a real terminal by key, signal, hang-up, stalled or crashed: it is as it was before."""
 
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +39,107 @@ def test_signals_end_it_with_128_and_their_number(terminal: Open, number: signal
     console.signal(number)
     assert console.end(10) == 128 + number
     console.assert_left_clean()
+
+
+MOMENTS = {
+    "entering": "LinuxDriver.start_application_mode",
+    "mounting": "ConsoleApp._load_keymap",
+    "composing": "RunsScreen.body",
+    "heading": "ConsoleScreen.set_heading",
+    "leaving": "LinuxDriver.stop_application_mode",
+    "saving": "BaseApp.on_unmount",
+    "closing": "LinuxDriver.close",
+}
+"""Where a signal strikes, from the first byte on and after `q`."""
+STRUCK = """
+import os, signal, sys
+from textual.drivers.linux_driver import LinuxDriver
+from stackllama_console.tui.app import BaseApp, ConsoleApp
+from stackllama_console.tui.screens.runs import RunsScreen
+from stackllama_console.tui.screen import ConsoleScreen
+
+before = {moment}
+
+def struck(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return before(self)
+
+{moment} = struck
+from stackllama_console.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("moment", list(MOMENTS))
+def test_a_signal_while_it_starts_or_ends_leaves_nothing_behind(terminal: Open, tmp_path: Path, moment: str) -> None:
+    script = tmp_path / "struck.py"
+    script.write_text(STRUCK.format(moment=MOMENTS[moment]))
+    console = terminal(command=(sys.executable, str(script)))
+    if moment in ("leaving", "saving", "closing"):
+        console.wait_for("tuned")
+        console.send("q")
+    assert console.end(20) == 128 + signal.SIGTERM, console.output
+    _assert_nothing_is_left(console, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_200_signals_at_random_times_of_start_and_end_leave_nothing_behind(terminal: Open, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    for trial in range(200):
+        number = chance.choice((signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
+        console = terminal()
+        if trial % 2:
+            console.wait_for("tuned")
+            console.send("q")
+        else:
+            console.until(lambda shown=console: b"\x1b[?1049h" in shown.data)
+        deadline = time.monotonic() + chance.uniform(0, 0.1 if trial % 2 else 0.6)
+        while (left := deadline - time.monotonic()) > 0:
+            console.pump(left)
+        console.signal(number)
+        code = console.end(20)
+        code = 128 - code if code < 0 else code  # as a shell has it: Python lets go of its handlers at its very end
+        assert code == 128 + number or (trial % 2 and code == 0), (trial, code, console.output)
+        _assert_nothing_is_left(console, tmp_path)
+        console.close()
+
+
+OUTLIVING = """
+import pathlib, signal, subprocess, sys
+signal.signal(signal.SIGHUP, lambda *_: None)
+pathlib.Path(sys.argv[1]).write_text(str(subprocess.call(sys.argv[2:])))
+"""
+"""Runs a command in its own place, outlives the terminal, and writes down the exit code."""
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux here")
+def test_a_killed_tmux_session_ends_it_without_a_crash_file(stocked: Home, tmp_path: Path) -> None:
+    socket, code, script = tmp_path / "tmux", tmp_path / "code", tmp_path / "kept.py"
+    script.write_text(OUTLIVING)
+    tmux = ["tmux", "-f", os.devnull, "-S", str(socket)]
+    environment = os.environ | {"PYTHONPATH": SOURCES, "LANG": "C.UTF-8"}
+    pane = [sys.executable, str(script), str(code), *COMMAND]
+    subprocess.run([*tmux, "new-session", "-d", "-x", "80", "-y", "24", *pane], env=environment, check=True)
+    try:
+        deadline = time.monotonic() + 60
+        while "tuned" not in subprocess.check_output([*tmux, "capture-pane", "-p"], text=True):
+            assert time.monotonic() < deadline, "it never drew anything"
+    finally:
+        subprocess.run([*tmux, "kill-server"], check=True)
+    while not code.is_file() or not code.read_text():
+        assert time.monotonic() < deadline, "it outlived its terminal"
+        time.sleep(0.02)
+    assert int(code.read_text()) == 128 + signal.SIGHUP
+    assert not list(tmp_path.rglob("crash-*"))
+
+
+def _assert_nothing_is_left(console: Terminal, folder: Path) -> None:
+    if b"\x1b[?1049h" in console.data:
+        console.assert_left_clean()
+    assert console.settings == console.before
+    assert "Traceback" not in console.output and "stopped" not in console.output
+    assert not list(folder.rglob("crash-*"))
 
 
 def test_ctrl_c_says_the_way_out_and_ends_nothing(terminal: Open) -> None:

@@ -218,3 +218,14 @@ def _assert_harmless(console: Terminal) -> None:
     sent = console.output[start:stop].replace("\r\n", "\n")  # the carriage return is the terminal's own
     assert guarded(sent) == sent
     assert not any(payload in sent for payload in PAYLOADS if FORBIDDEN & set(payload))
+
+
+def test_an_open_console_announces_the_end_of_a_run_on_any_screen(terminal: Open, stocked: Home) -> None:
+    run = begin(stocked)
+    console = terminal("open", "aligned")
+    console.wait_for("rollout 40")
+    console.count_bytes(3)  # the runs that are there have been seen
+    end(run)
+    console.until(lambda: f"\x07\x1b]9;run {run.id} " in console.output)
+    console.send("q")
+    assert console.end() == 0

@@ -8,7 +8,9 @@ from rich.table import Column
 from rich.text import Text
 
 from stackllama_engine.contract.events import Event
+from stackllama_engine.contract.run_dir import Home
 
+from ..readers.waiting import usual_wait, waits
 from ..sanitise import one_line
 from ..units import duration, number
 from .tail import Tail, headline_values
@@ -39,17 +41,20 @@ class Bars:
         self._ended = False
         self._changed = False
         self._shown_time = ""
+        self._usual = ""
         self._progress.start()
 
     def begin(self, tail: Tail) -> None:
         """Add a bar; complete the one before."""
         self._finish()
         state = tail.run.read_state()
+        usual = usual_wait(Home(tail.run.path.parents[1]), tail.run) if waits(state, tail.history) else None
+        self._usual = f" (first step usually after {duration(usual)})" if usual else ""
         self._began = state.started or state.created or time.time()
         self._tail = tail
         self._shown_time = ""
         self._changed = True
-        self._task = self._progress.add_task(tail.title, total=1, step="", time="", text="starting")
+        self._task = self._progress.add_task(tail.title, total=1, step="", time="", text=f"starting{self._usual}")
         if tail.history.updated is not None:
             self._draw()
         self._ended = state.ended is not None
@@ -88,13 +93,15 @@ class Bars:
         text = " ".join(
             f"{name.rpartition('/')[2]} {number(value)}" for name, value in headline_values(self._tail, history.last)
         )
+        if history.reason or not text:
+            text = one_line(history.at or "starting") + ("" if history.reason or history.step else self._usual)
         self._changed = True
         self._progress.update(
             self._task,
             completed=history.step if total else 0,
             total=total or 1,
             step=f"{history.step}/{total}" if total else "",
-            text=one_line(history.at or "starting") if history.reason or not text else text,
+            text=text,
         )
 
     def _show_time(self, now: float) -> None:

@@ -76,7 +76,6 @@ def show_console(arguments: argparse.Namespace, target: str | Path | None) -> in
         home=Home(arguments.home), target=target, ascii=arguments.ascii, mouse=getattr(arguments, "mouse", False)
     )
     code, crash = run_console(options)
-    leave_at_once()  # the terminal is as it was
     if crash is not None:
         from ..crash import redact, write_crash
 

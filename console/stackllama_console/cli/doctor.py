@@ -18,6 +18,7 @@ from stackllama_engine.contract.errors import ExitCode, how_to_install
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.launch.main_memory import main_memory
 from stackllama_engine.launch.nvml import NVML, Gpu, find_gpus
+from stackllama_engine.launch.on_end import person_file
 
 from .. import paths as places
 from ..units import size
@@ -172,6 +173,7 @@ def info(arguments: argparse.Namespace) -> int:
         "home": str(home.path),
         "runs": str(home.runs_dir),
         "settings": str(places.settings_file()),
+        "on_end": str(person_file()),
         "keymap": str(places.keymap_file()),
         "themes": str(places.themes_dir()),
         "copied": str(places.copy_file()),

@@ -1,6 +1,7 @@
 """``launch``, ``pipeline``, ``merge``: start a run in the background, and follow it where asked."""
 
 import argparse
+import os
 from collections.abc import Sequence
 
 import msgspec
@@ -12,6 +13,7 @@ from stackllama_engine.contract.run_lock import BY_FILE, is_by_file
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.data_check import data_notices
+from stackllama_engine.launch.on_end import VARIABLE
 from stackllama_engine.launch.uninterrupted import uninterrupted
 
 from ..run_facts import facts
@@ -71,6 +73,7 @@ def yaml_string(text: str) -> str:
 def start(arguments: argparse.Namespace, reading: Reading) -> int:
     """Launch, print the run id at once, and follow where asked."""
     home = Home(arguments.home)
+    set_on_end(arguments)
     if getattr(arguments, "slurm", False):
         from stackllama_engine.launch import slurm
 
@@ -89,6 +92,12 @@ def start(arguments: argparse.Namespace, reading: Reading) -> int:
         if is_by_file(run.path):
             say(f"note: {BY_FILE}")
     return follow_or_leave(arguments, home, run, [*reading.notes, *notices])
+
+
+def set_on_end(arguments: argparse.Namespace) -> None:
+    """Hand ``--on-end`` to the supervisor that this process starts."""
+    if command := getattr(arguments, "on_end", None):
+        os.environ[VARIABLE] = command
 
 
 def follow_or_leave(arguments: argparse.Namespace, home: Home, run: RunDir, notes: Sequence[str] = ()) -> int:

@@ -16,6 +16,7 @@ from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.repair import stage_of
 
 from ..readers.runs_index import Row
+from ..readers.waiting import WaitWatch
 from ..readings import Reading, read_run
 from ..remote_runs import as_facts as elsewhere_facts
 from ..remote_runs import in_words
@@ -146,6 +147,8 @@ def _row(reading: Reading) -> tuple[str, ...]:
     if reading.history.reason and not reading.state.has_ended:  # it waits: that matters most
         last = one_line(str(reading.history.at))
     last = one_line(reading.state.waiting or last)
+    if reading.run and (waiting := WaitWatch(reading.run).text(reading.state, reading.history)):
+        last = waiting
     last = "  ".join(filter(None, (in_words(reading.elsewhere), last)))
     return (reading.stage, reading.state.phase, reading.step, age(reading.age), last)
 

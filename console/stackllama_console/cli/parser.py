@@ -135,6 +135,7 @@ _FILTER_HELP = "list only runs that match, e.g. 'state:failed stage:ppo reward>1
 _COLUMNS_HELP = (
     "columns: run, stage, model, state, step, age, duration, eta, reward, kl, loss, lr, trend, tags, note, last"
 )
+_ON_END_HELP = "shell command to run when it ends or stalls (default: `on_end` of settings.yaml)"
 _PLAIN_HELP = "print lines instead of progress bars"
 _JSON_HELP = "print one JSON document on stdout"
 _OVERRIDE = "key=value"
@@ -226,6 +227,7 @@ def _add_launch(commands: _Commands) -> None:
         parser.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
         parser.add_argument("--dry-run", action="store_true", help="print command and recipe without starting anything")
         parser.add_argument("--plain", action="store_true", help=_PLAIN_HELP)
+        parser.add_argument("--on-end", metavar="COMMAND", help=_ON_END_HELP)
     launch.add_argument("--slurm", action="store_true", help="submit a Slurm job that requeues itself")
     text = "extra sbatch option, e.g. time=8:00:00 (repeatable)"
     launch.add_argument("--sbatch-option", action="append", default=[], metavar="KEY=VALUE", help=text)
@@ -263,6 +265,7 @@ def _add_runs(commands: _Commands) -> None:
     stop.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True, help="wait until it has ended")
     resume = _leaf(runs, "resume", "Resume a run from its newest checkpoint.", "runs:resume", json=True)
     resume.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
+    resume.add_argument("--on-end", metavar="COMMAND", help=_ON_END_HELP)
     resume.add_argument("--host-gone", metavar="HOST", help=_HOST_GONE_HELP)
     resume.add_argument(
         "--recipe-changed", action="store_true", help="accept a recipe that was edited since the last attempt"

@@ -2,6 +2,7 @@
 
 from stackllama_engine.contract.events import Event
 
+from ..readers.waiting import WaitWatch
 from ..sanitise import one_line
 from ..units import number
 from .output import say
@@ -11,7 +12,7 @@ _INTERVAL = 5.0  # seconds of the run between two lines of metrics
 
 
 class Lines:
-    """One line per new phase, checkpoint and notice, and one of metrics every few seconds."""
+    """One line per new phase or activity, checkpoint and notice, and one of metrics every few seconds."""
 
     def __init__(self) -> None:
         self._phases: set[str] = set()
@@ -23,6 +24,8 @@ class Lines:
         self._flush()
         self._phases, self._printed = set(), 0.0
         say(f"-- {tail.title} ({tail.run.id})" if tail.title != tail.stage else f"-- {tail.run.id}")
+        if waiting := WaitWatch(tail.run).text(tail.run.read_state(), tail.history):
+            say(f"{tail.title}: {waiting}")
         if tail.history.last:
             say(metrics_line(tail, tail.history.last))
 
@@ -33,6 +36,10 @@ class Lines:
                 self._flush()
                 self._phases.add(event.phase)
                 say(f"{tail.title}: {one_line(event.phase)}")
+            case "activity" if isinstance(doing := event.data.get("doing"), str) and doing not in self._phases:
+                self._flush()
+                self._phases.add(doing)
+                say(f"{tail.title}: {one_line(doing)}")
             case "metrics":
                 self._pending = (tail, event)
                 if abs(event.time - self._printed) >= _INTERVAL:  # also when the run's clock was set back

@@ -293,10 +293,11 @@ def resume(arguments: argparse.Namespace) -> int:
     from stackllama_engine.launch import launcher
     from stackllama_engine.launch.recipe_changes import load_own_recipe
 
-    from .launch import flush, follow_or_leave
+    from .launch import flush, follow_or_leave, set_on_end
 
     home = Home(arguments.home)
     run = find(home, arguments.run)
+    set_on_end(arguments)
     recipe = load_own_recipe(run, run.read_state().stage)
     notices = [check_resume(run, recipe), unrecorded_notice(run, recipe)]
     confirmed = {"recipe_changed": arguments.recipe_changed, "function_changed": arguments.reward_fn_changed}

@@ -232,6 +232,7 @@ class RunReader:
             fold,
             phase=_text(fold.phase),
             reason=_text(fold.reason),
+            doing=_text(fold.doing),
             cause=_text(fold.cause),
             exit_code=code if isinstance(code, int) else None,
             first=self._metrics.first.copy(),

@@ -22,6 +22,7 @@ from .file_stamp import Stamp
 from .recipe_model import recipe_model
 from .run_state import StateWatch
 from .run_trend import Trend
+from .waiting import WaitWatch
 
 _MADE_BY = re.compile(rf"/runs/({RUN_ID.pattern})/(?:adapter|merged|checkpoints)(?:/|$)")
 _RECENT_BYTES = 32 * 1024  # of events, which nearly always hold the newest metrics
@@ -168,6 +169,7 @@ class _Watched:
         self._labels_file = Stamp(run.path / LABELS_FILE)
         self._labels = Labels()
         self._labels_error = ""
+        self._wait = WaitWatch(run)
         self._events: Stamp | None = None
         self._attempt = -1
         self._recipe = Stamp(run.recipe_file)
@@ -249,6 +251,8 @@ class _Watched:
         history = self._history
         at = "" if state.phase == "finished" or not history.at else one_line(history.at)
         at = state.waiting or at
+        if waiting := self._wait.text(state, history):
+            at, metric = waiting, None
         return Row(
             id=self.row.id,
             path=self.run.path,

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,12 +10,16 @@ from textual import events
 from textual._compositor import CompositorUpdate
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
+from textual.command import Provider
 from textual.screen import Screen
 
 from stackllama_engine.contract.atomic_files import make_private_dir, write_whole
+from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import RunDir
 
+from ..early_exit import leave_at_once
 from ..paths import copy_file, keymap_file, screenshots_dir
+from ..readers.endings import Endings
 from ..sanitise import one_line, sanitise
 from ..settings import load_settings
 from .base_app import BaseApp, Options
@@ -26,6 +30,13 @@ from .themes import DEFAULT, load_themes
 
 if TYPE_CHECKING:
     from ..readers.machine import Machine
+_ENDINGS_SECONDS = 2.0
+
+
+def _palette() -> type[Provider]:
+    from .palette import CommandsInOrder
+
+    return CommandsInOrder
 
 
 class ConsoleApp(BaseApp):
@@ -34,6 +45,7 @@ class ConsoleApp(BaseApp):
     TITLE = "stackllama-console"
     CSS_PATH = "console.tcss"
     ENABLE_COMMAND_PALETTE = True
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_palette}
     COMMAND_PALETTE_BINDING = "ctrl+p"
     NOTIFICATION_TIMEOUT = 6
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -61,6 +73,8 @@ class ConsoleApp(BaseApp):
         self._frames = Frames()
         self._machine: Machine | None = None
         """Read by the view of the GPUs; kept, because it keeps NVML open."""
+        self._endings = Endings(options.home)
+        self._announcing = False
         self._load_themes()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -76,6 +90,7 @@ class ConsoleApp(BaseApp):
         """Push the first screen."""
         self._load_keymap()
         self.push_screen(self._first_screen())
+        self.set_interval(_ENDINGS_SECONDS, self._begin_announcing)
         if self._error:
             self.notify(one_line(self._error), severity="warning", markup=False)
 
@@ -140,6 +155,29 @@ class ConsoleApp(BaseApp):
             event = events.Paste(sanitise(event.text))
         await super().on_event(event)
 
+    def _begin_announcing(self) -> None:
+        if self.settings.announce:
+            self.run_worker(self._announce(), group="endings")
+
+    async def _announce(self) -> None:
+        """Announce the runs that have ended or stalled, whichever screen is shown."""
+        if self._announcing:  # the disk is slow
+            return
+        self._announcing = True
+        try:
+            endings = await asyncio.to_thread(self._endings.poll)
+        finally:
+            self._announcing = False
+        for ending in endings if self.settings.announce else ():
+            if isinstance(self._driver, GuardedDriver):
+                self._driver.announce(f"run {ending}")
+
+    def _switch_announcing(self) -> None:
+        """Turn the announcing of ends on or off, and remember it."""
+        self.settings.announce = not self.settings.announce
+        self._endings = Endings(self.home)  # what ended meanwhile is old
+        self.remember()
+
     # actions
 
     def action_help(self) -> None:
@@ -190,12 +228,15 @@ class ConsoleApp(BaseApp):
             self.notify(one_line(f"copied; also saved to {copy_file()}"), markup=False, timeout=4)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Yield the palette's entries: every action of the screen, then the themes."""
-        from .screens.help import actions_of
+        """Yield the palette's entries: every action of the screen, of its widgets, of the application, the themes."""
+        from .screens.help import actions_of, key_names
 
         for binding, node in actions_of(screen):
-            hint = f"{binding.id}  key: {binding.key}"
+            hint = f"{binding.id}  key: {key_names(node, binding)}"
             yield SystemCommand(binding.description, hint, lambda b=binding, n=node: self._act(b.action, n))
+        switch = "off" if self.settings.announce else "on"
+        hint = "bell and desktop notification; remembered"
+        yield SystemCommand(f"announce ends of runs: turn {switch}", hint, self._switch_announcing)
         for name in self._own_themes:
             yield SystemCommand(f"theme: {name}", "apply and remember", lambda n=name: self.choose_theme(n))
 
@@ -269,7 +310,13 @@ def run_console(options: Options) -> tuple[int, Exception | None]:
         exit code, and the error where it crashed.
     """
     app = ConsoleApp(options)
-    app.run(mouse=options.mouse)
+    try:
+        app.run(mouse=options.mouse)
+    except Exception as error:  # noqa: BLE001 - whatever a mounting raises, Textual passes on
+        app.crash = app.crash or error
+    leave_at_once()  # the terminal is as it was
     if app.left_with is not None:  # a screen that was left while it was still being made fails, and nobody misses it
         return app.left_with, None
-    return app.return_code or 0, app.crash
+    if app.crash is not None:
+        return app.return_code or ExitCode.FAILED, app.crash
+    return app.return_code or 0, None

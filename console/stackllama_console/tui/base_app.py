@@ -13,6 +13,7 @@ from pathlib import Path
 from msgspec import Struct
 from textual.app import App
 from textual.message_pump import _MessagePumpMeta  # pyright: ignore[reportPrivateUsage]
+from textual.notifications import Notify
 
 from stackllama_engine.contract.run_dir import Home, RunDir
 
@@ -69,6 +70,20 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
                     self.notify(one_line(error), severity="warning", markup=False)
         finally:
             self._saving = False
+
+    def on_notify(self, event: Notify) -> None:
+        """Forget a notice that is shown again: it takes the place of its like."""
+        new = event.notification
+        for old in list(self._notifications):
+            if (old.message, old.title, old.severity) == (new.message, new.title, new.severity):
+                self._unnotify(old, refresh=False)
+
+    def dismiss_notices(self) -> bool:
+        """Take every notice away; return whether there was one."""
+        shown = bool(self._notifications)
+        if shown:
+            self.clear_notifications()
+        return shown
 
     def on_unmount(self) -> None:
         """Write what no worker came to write."""

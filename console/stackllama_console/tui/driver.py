@@ -11,14 +11,14 @@ import os
 import re
 import select
 import signal
-import termios
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from textual.drivers.linux_driver import LinuxDriver
 
-from ..sanitise import sanitise
+from ..sanitise import one_line, sanitise
+from .leaving import Leaving
 
 _OURS = re.compile(
     r"\x1b\[(?:[0-9;:]*m"  # colours and attributes
@@ -26,10 +26,6 @@ _OURS = re.compile(
     r"|\?(?:7|25|1000|1003|1004|1006|1015|1016|1049|2004|2026|2048)[hl]"  # modes that are set and reset as a pair
     r"|\?(?:2026|2048)\$p|[<>][0-9]*u)"  # questions about modes, the kitty keyboard protocol
 )
-_STOP_SECONDS = 3.0
-_RESET = b"\x1b[?7h\x1b[?1000l\x1b[?1003l\x1b[?1006l\x1b[?1015l\x1b[?2004l\x1b[<u\x1b[?1049l\x1b[?25h\x1b[?1004l"
-"""Resets of all that Textual sets: lines wrap, no mouse, no paste marks, kitty's keys, main screen, cursor, focus."""
-
 _LOOKALIKES = {
     "-": "─━┄┅┈┉╌═╴╶▔▁–—−",
     "|": "│┃┆┇┊║╵╷▏▕▎▊⏸",
@@ -51,6 +47,7 @@ _LOOKALIKES = {
     '"': "“”",
     " ": "\u2800",
 }
+_LONGEST_ANNOUNCEMENT = 200
 _TO_ASCII = {ord(drawn): plain for plain, characters in _LOOKALIKES.items() for drawn in characters}
 """Characters drawn with `--ascii`: one for one character, so that nothing moves."""
 
@@ -70,6 +67,22 @@ def guarded(data: str, *, ascii_only: bool = False) -> str:
     return "".join(parts)
 
 
+def announcement(text: str, environment: Mapping[str, str]) -> str:
+    """Return a bell and the sequence with which the terminal shows a text on the desktop, as far as it is known.
+
+    OSC 777 is understood by rxvt, foot and terminals of VTE, OSC 9 by most others (iTerm2, kitty, WezTerm, Ghostty,
+    Windows Terminal); sent both, some would show it twice. What is not understood is ignored; the Linux console is
+    spared.
+    """
+    term = environment.get("TERM", "")
+    if term.startswith("linux"):
+        return "\x07"
+    shown = one_line(text).replace(";", ",")[:_LONGEST_ANNOUNCEMENT]  # a `;` would begin another parameter
+    if term.startswith(("rxvt", "foot")) or "VTE_VERSION" in environment:
+        return f"\x07\x1b]777;notify;stackllama-console;{shown}\x07"
+    return f"\x07\x1b]9;{shown}\x07"
+
+
 class GuardedDriver(LinuxDriver):
     """Textual's Linux driver behind the guard; it also leaves when the terminal no longer takes what is written."""
 
@@ -77,8 +90,9 @@ class GuardedDriver(LinuxDriver):
 
     def __init__(self, app: Any, **options: Any) -> None:
         super().__init__(app, **options)  # pyright: ignore[reportUnknownMemberType]
-        self._leave_soon: Callable[[int], None] = app.leave_soon
+        self._leaving = Leaving(app.leave_soon)
         self._trusted = False
+        self._awaits_hang_up = False
 
     def write(self, data: str) -> None:
         """Write what passes the guard."""
@@ -87,68 +101,51 @@ class GuardedDriver(LinuxDriver):
     def copy(self, text: str) -> None:
         """Offer a text to the terminal's clipboard (OSC 52); many terminals refuse it silently."""
         encoded = base64.b64encode(text.encode()).decode()
+        self._write_own(f"\x1b]52;c;{encoded}\x07")
+
+    def announce(self, text: str) -> None:
+        """Ring the bell, and let the terminal notify the desktop where it can."""
+        self._write_own(announcement(text, os.environ))
+
+    def _write_own(self, data: str) -> None:
+        """Write sequences that the guard would drop, of which no part is foreign."""
         self._trusted = True
         try:
-            self.write(f"\x1b]52;c;{encoded}\x07")
+            self.write(data)
         finally:
             self._trusted = False
 
     def start_application_mode(self) -> None:
         """Start as Textual does; leave on signals and on a hang-up that comes without one (nohup, a new session)."""
-        leave_on_signals(self._leave_soon)  # first: it keeps the terminal's settings as they were found
+        self._leaving.on_signals()  # first: it keeps the terminal's settings as they were found
         super().start_application_mode()
-        threading.Thread(target=self._await_hang_up, name="terminal-hang-up", daemon=True).start()
+        if not self._awaits_hang_up:  # started again after another program had the terminal
+            self._awaits_hang_up = True
+            threading.Thread(target=self._await_hang_up, name="terminal-hang-up", daemon=True).start()
 
     def stop_application_mode(self) -> None:
         """Leave the terminal as it was; a terminal that has gone is no reason to fail."""
         with contextlib.suppress(OSError):
             super().stop_application_mode()
 
+    def suspend_application_mode(self) -> None:
+        """Give the terminal to another program, and Ctrl-C with it."""
+        super().suspend_application_mode()
+        signal.signal(signal.SIGINT, _take_no_notice)  # not ignored: the other program would inherit that
+
     def _run_input_thread(self) -> None:
         try:
             self.run_input_thread()
         except OSError:  # EIO: the terminal has gone
-            self._leave_soon(128 + signal.SIGHUP)
+            self._leaving.leave(signal.SIGHUP)
 
     def _await_hang_up(self) -> None:
         """Leave when the terminal hangs up; Textual would read end of file again and again on a busy core."""
         poll = select.poll()
         poll.register(self.fileno, 0)  # POLLHUP and POLLERR are always reported
         poll.poll()
-        self._leave_soon(128 + signal.SIGHUP)
+        self._leaving.leave(signal.SIGHUP)
 
 
-def leave_on_signals(leave_soon: Callable[[int], None]) -> None:
-    """End the application on SIGHUP, SIGINT and SIGTERM with 128 + N, the terminal restored.
-
-    A plain signal handler, not the event loop's: while the terminal takes no bytes (a stalled SSH link) the loop
-    is stalled. Then the terminal's settings are put back directly and the process ends by itself.
-    """
-    saved = _terminal_settings()
-
-    def leave(number: int, _frame: object) -> None:
-        code = 128 + number
-        watch = threading.Timer(_STOP_SECONDS, _force, args=(code, saved))
-        watch.daemon = True
-        watch.start()
-        leave_soon(code)
-
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # Ctrl-C comes as a key, SIGINT from elsewhere
-        signal.signal(number, leave)
-
-
-def _terminal_settings() -> list[Any] | None:
-    try:
-        return termios.tcgetattr(0)
-    except (termios.error, OSError):
-        return None
-
-
-def _force(code: int, saved: list[Any] | None) -> None:
-    if saved is not None:
-        with contextlib.suppress(termios.error, OSError):
-            termios.tcsetattr(0, termios.TCSANOW, saved)
-    with contextlib.suppress(OSError):
-        os.set_blocking(2, False)
-        os.write(2, _RESET)
-    os._exit(code)
+def _take_no_notice(_number: int, _frame: object) -> None:
+    """Handle a signal by doing nothing."""

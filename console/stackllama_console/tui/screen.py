@@ -50,7 +50,7 @@ class ConsoleScreen(Screen[Any]):
     ESCAPE_TO_MINIMIZE = False
     WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ()
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "back", "back", id="screen.back", show=False),
+        Binding("escape", "escape", "back", id="screen.back", show=False),
     ]
 
     def __init__(self) -> None:
@@ -59,6 +59,7 @@ class ConsoleScreen(Screen[Any]):
         """Ids of bindings that could only refuse here: neither footer nor help nor palette offers them."""
         self._visible = asyncio.Event()
         self._painted = asyncio.Event()
+        self._stays = False
 
     def compose(self) -> ComposeResult:
         """Compose heading, :meth:`body` and footer."""
@@ -73,6 +74,7 @@ class ConsoleScreen(Screen[Any]):
     def on_mount(self) -> None:
         """Begin to poll once the screen is painted: nothing is read before."""
         self.set_heading()
+        self.console_app.theme_changed_signal.subscribe(self, lambda _: self.restyle())
         # the application comes to this only after its own mounting, before which nothing is painted
         self.console_app.call_later(self.call_after_refresh, self._painted.set)
         self.begin(self._follow(), group="follow", exclusive=True)
@@ -97,6 +99,9 @@ class ConsoleScreen(Screen[Any]):
     def render_update(self, update: Any) -> None:
         """Render what :meth:`poll` returned."""
 
+    def restyle(self) -> None:
+        """Render again whatever holds the theme's colours: another theme was chosen."""
+
     def begin(self, work: Coroutine[Any, Any, None], *, group: str, exclusive: bool = False) -> None:
         """Run a coroutine beside the screen; what comes back after the screen has gone changes nothing.
 
@@ -117,9 +122,15 @@ class ConsoleScreen(Screen[Any]):
                 text.append(part if isinstance(part, Text) else one_line(part))
         self.query_one(Heading).show(text)
 
+    def action_escape(self) -> None:
+        """Dismiss the notices that are shown, and go back; a screen is left only when none was shown."""
+        self._stays = self.console_app.dismiss_notices()
+        self.action_back()
+        self._stays = False
+
     def action_back(self) -> None:
         """Go to the previous screen; the first one stays."""
-        if len(self.console_app.screen_stack) > 2:  # Textual's own blank screen is the first
+        if not self._stays and len(self.console_app.screen_stack) > 2:  # Textual's own blank screen is the first
             self.console_app.pop_screen()
 
     def action_gpus(self) -> None:

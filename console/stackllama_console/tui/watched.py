@@ -25,6 +25,8 @@ from ..readers.pipeline_reader import PipelineReader
 from ..readers.protocol import Reader
 from ..readers.run_reader import RunReader
 from ..readers.samples import SamplesFile
+from ..readers.waiting import WaitWatch
+from ..request_texts import pending_requests
 from ..results import pipeline_facts, result_lines, sample_lines, table
 from ..sanitise import one_line
 
@@ -70,6 +72,10 @@ class Watched:
         self._fix_of: object = None
         self.has_log = False
         """Whether the log that is shown has lines."""
+        self.waiting = ""
+        """What is done before the first step, and for how long; empty once it trains."""
+        self.pending: list[str] = []
+        """Requests that the run has not served yet, in words."""
         self._foreign_log = log
         self._log: LogReader | None = None
         self._log_of: object = None
@@ -83,6 +89,8 @@ class Watched:
         self._machine_text = ""
         self._gpus: GpuView | None = None
         self._polled = False
+        self._wait: WaitWatch | None = None
+        self._wait_of: object = None
 
     @property
     def reader(self) -> Reader:
@@ -114,7 +122,8 @@ class Watched:
         log = self._read_log()
         samples = self._read_samples()
         machine = self._read_machine()
-        if not (changed or log or samples or machine):
+        waiting = self._read_waiting()
+        if not (changed or log or samples or machine or waiting):
             return None
         return Update(run=changed or samples, log=log, machine=self._machine_text, gpus=self._gpus)
 
@@ -217,6 +226,18 @@ class Watched:
         before = self._machine_text, self._gpus
         self._machine_text, self._gpus = self._measure(run) if run else ("", None)
         return before != (self._machine_text, self._gpus)
+
+    def _read_waiting(self) -> bool:
+        """Read what the run waits for and what it was asked; return whether either changed."""
+        before = self.waiting, self.pending
+        run, state = self.shown_run, getattr(self.reader, "state", None)
+        self.waiting, self.pending = "", []
+        if run is not None and state is not None and not state.has_ended:
+            self.pending = pending_requests(run)
+            if self._wait is None or self._wait_of != run.id:
+                self._wait, self._wait_of = WaitWatch(run), run.id
+            self.waiting = self._wait.text(state, self.reader.history)
+        return before != (self.waiting, self.pending)
 
     def _measure(self, run: RunDir) -> tuple[str, GpuView | None]:
         """Return the machine in one line, and the GPUs that the run may use."""

@@ -56,6 +56,11 @@ def known_parents(run: RunDir) -> list[str]:
         return []
 
 
+def is_child(run: RunDir) -> bool:
+    """Return whether a pipeline made a run."""
+    return any(run.id == child_id(parent, child.suffix) for parent in known_parents(run) for child in CHILDREN)
+
+
 def children_of(pipeline: RunDir) -> list[RunDir]:
     """Return the runs that a pipeline has made."""
     ids = {child_id(pipeline.id, child.suffix) for child in CHILDREN}

@@ -11,6 +11,7 @@ Kinds and their fields:
 
 =============  =====================================================================================
 ``phase``      ``phase``: load, train, rollout, score, update, evaluate, save, merge …; ``data.reason``: why it waits
+``activity``   ``data.doing``: what a stage does before its first step; ``data.share``: how much of it is done, 0 to 1
 ``progress``   ``step`` of ``total_steps``
 ``metrics``    ``step``, ``metrics``: names as in TRL
 ``memory``     ``metrics``: peaks of the attempt in bytes (``allocated``, ``reserved``, ``device``, ``rss``);
@@ -44,7 +45,9 @@ from .redact import redactor
 from .run_files import why_unreadable
 from .times import UnixTime
 
-Kind = Literal["phase", "progress", "metrics", "memory", "samples", "checkpoint", "health", "request", "end"]
+Kind = Literal[
+    "phase", "activity", "progress", "metrics", "memory", "samples", "checkpoint", "health", "request", "end"
+]
 
 Step = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
 """Exact as a float; a larger one is never a step, and would overflow computations."""

@@ -31,6 +31,10 @@ class History(Struct, kw_only=True):
     phase: str | None = None
     reason: str | None = None
     """Why a waiting phase waits, with numbers."""
+    doing: str | None = None
+    """What is done in a phase before the first step."""
+    share: float | None = None
+    """How much of it is done, from 0 to 1."""
     step: int = 0
     total_steps: int | None = None
     first: dict[str, float | None] = {}
@@ -47,7 +51,9 @@ class History(Struct, kw_only=True):
 
     @property
     def at(self) -> str | None:
-        """The phase, with the reason where it waits."""
+        """The phase, with the reason where it waits; what is done before the first step, where that is known."""
+        if self.doing:
+            return self.doing if self.share is None else f"{self.doing} {self.share:.0%}"
         return f"{self.phase}: {self.reason}" if self.phase and self.reason else self.phase
 
     @property
@@ -81,8 +87,13 @@ class History(Struct, kw_only=True):
                 pass  # nearly all events: nothing but step and total
             case "phase":
                 self.phase = event.phase
+                self.doing = self.share = None
                 reason = (event.data or {}).get("reason")
                 self.reason = reason if isinstance(reason, str) else None
+            case "activity":
+                doing, share = ((event.data or {}).get(key) for key in ("doing", "share"))
+                self.doing = doing if isinstance(doing, str) else None
+                self.share = min(max(share, 0.0), 1.0) if isinstance(share, int | float) else None
             case "memory" if event.metrics:
                 self._apply_phase_memory(event)
             case "health":

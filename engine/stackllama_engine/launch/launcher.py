@@ -40,6 +40,7 @@ from .gpus import visible_gpus
 from .inputs import resolve_inputs
 from .leftovers import delete_marked
 from .machine_check import git_commit, package_versions, resolve_machine
+from .on_end import person_command
 from .ownership import check_home, check_run
 from .preflight import preflight, training_stages
 from .process_marks import marks
@@ -119,6 +120,7 @@ def plan(
     check_settings()
     if after is not None:
         home.run(after)
+    person_command()  # which is wrong now rather than at the run's end
     gpus = _gpus(recipe)
     request = recipe
     recipe, inputs = prepare(home, request, name)

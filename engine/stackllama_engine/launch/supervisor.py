@@ -31,6 +31,7 @@ from ..contract.requests import forget_all
 from ..contract.run_dir import ProcessId, RunDir, State
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
+from . import on_end
 from .attempt_outcome import (
     Outcome,
     from_end_event,
@@ -268,6 +269,7 @@ class Supervisor:
             return
         if self._watch.stalled and self.state.phase in ("starting", "running"):
             self._states.record(phase="stalled")
+            on_end.run_beside(self.run, self.folder, self.state)
 
     # ending it
 
@@ -415,6 +417,7 @@ def main(arguments: list[str]) -> None:
         supervisor = Supervisor(run, attempt, Patience.of(run.read_state().stage))
         _handle_signals(supervisor)
         supervisor.supervise()
+        run = supervisor.run  # it may have been renamed
         drop_empty_log(supervisor.folder)
         with contextlib.suppress(OSError):  # a full disk: our own streams were redacted already
             scrub_folder(supervisor.folder, redactor())
@@ -428,7 +431,18 @@ def main(arguments: list[str]) -> None:
             fcntl.flock(lock, fcntl.LOCK_UN)
         with contextlib.suppress(OSError):
             run_lock.release(lock)
+        _run_command_of_end(run, attempt)  # the run is free: a command that hangs keeps nobody from resuming it
         os._exit(status)
+
+
+def _run_command_of_end(run: RunDir, attempt: int) -> None:
+    """Run the person's command, if any; the run has ended, and nothing changes that."""
+    try:
+        state = run.read_state()
+        if state.has_ended:
+            on_end.run_command(run, run.attempt_dir(attempt), state)
+    except Exception:  # noqa: BLE001 - the run has ended, and its record stays
+        traceback.print_exc()
 
 
 def _handle_signals(supervisor: Supervisor) -> None:

@@ -75,6 +75,7 @@ def main(argv: list[str]) -> int:
 
 def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals, restarts: Restarts) -> None:
     reporter.phase("start")
+    reporter.activity("importing libraries")
     if reporter.is_main:
         restarts.disk = reporter.disk
         reporter.disk.hold_least()
@@ -89,9 +90,11 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
 
     from . import models
     from .disk_wait import write_result
+    from .loading_progress import report_weights
     from .session import Session
 
     models.quiet_libraries()
+    report_weights(reporter)
     set_seed(recipe.seed)  # adapters and heads start at random: alike on every rank and in every attempt
     trackers = getattr(recipe, "report_to", ())
     session = Session(run, reporter, signals, restarts, use_cpu=recipe.use_cpu, report_to=trackers)

@@ -56,6 +56,11 @@ class Reporter:
         if self._writer:
             self._writer.write("phase", phase=name, data={"reason": reason} if reason else None, urgent=bool(reason))
 
+    def activity(self, doing: str, share: float | None = None) -> None:
+        """Record what is done before the first step, and how much of it (0 to 1) where that is known."""
+        if self._writer:
+            self._writer.write("activity", data={"doing": doing} | ({} if share is None else {"share": share}))
+
     def progress(self, step: int, total_steps: int) -> None:
         """Record that ``step`` of ``total_steps`` optimizer or PPO steps are done."""
         if self._writer:

@@ -69,6 +69,7 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
     report_columns(recipe, _COLUMNS, reporter)
     training = LengthLimit(recipe.max_length, "training", cuts=cuts_training_rows(recipe))
     held_out = LengthLimit(recipe.max_length, "evaluation", cuts=True)  # evaluation is never packed
+    reporter.activity("tokenizing")
     with session.main_first():
         eval_rows = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode, together))
         assert isinstance(eval_rows, Dataset)

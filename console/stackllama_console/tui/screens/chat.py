@@ -75,7 +75,7 @@ class ChatScreen(ConsoleScreen):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "back", "back", id="screen.back"),  # shown: the only way out of the line for questions
+        Binding("escape", "escape", "back", id="screen.back"),  # shown: the only way out of the line for questions
         Binding("i", "write", "write", id="chat.write", tooltip="Back to the input line"),
         Binding("x", "cancel", "cancel", id="chat.cancel", tooltip="Cancel the answers being generated"),
         Binding("R", "regenerate", "regenerate", id="chat.regenerate", tooltip="Ask the last question once more"),

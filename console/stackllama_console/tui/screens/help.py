@@ -1,5 +1,6 @@
 """Help, made from the bindings that work where it was asked for; nothing in it is written by hand."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
@@ -18,38 +19,46 @@ _OURS = "stackllama_console"
 
 
 def actions_of(screen: Screen[Any]) -> list[tuple[Binding, DOMNode]]:
-    """Return every binding that works on a screen now, the nearest first, each with the node it belongs to."""
+    """Return every binding that works on a screen now, each with its node; the screen's own first, the app's last."""
     actions: dict[str, tuple[Binding, DOMNode]] = {}
     refusing: frozenset[str] = getattr(screen, "refusing_keys", frozenset())
     for node in _nodes(screen):
-        for bindings in node._bindings.key_to_bindings.values():  # pyright: ignore[reportPrivateUsage]
-            for binding in bindings:
-                if binding.description and binding.id and not binding.system and binding.id not in refusing:
-                    actions.setdefault(binding.id, (binding, node))
+        groups = node._bindings.key_to_bindings.values()  # pyright: ignore[reportPrivateUsage]
+        for binding in sorted(itertools.chain(*groups), key=_of_all_screens):
+            if binding.description and binding.id and not binding.system and binding.id not in refusing:
+                actions.setdefault(binding.id, (binding, node))
     return list(actions.values())
 
 
+def key_names(node: DOMNode, binding: Binding) -> str:
+    """Return the keys of a binding as they are named on a keyboard, those of the person's keymap first of all."""
+    keymap = cast("App[Any]", node.app)._keymap  # pyright: ignore
+    keys = keymap.get(binding.id or "", _all_keys(node, binding))
+    return " ".join(dict.fromkeys(map(_shown, _split(keys))))
+
+
+def _of_all_screens(binding: Binding) -> bool:
+    return (binding.id or "").startswith("screen.")
+
+
 def _nodes(screen: Screen[Any]) -> Iterator[DOMNode]:
-    """Yield the focused widget first, then every other widget with keys of our own, the screen, the application."""
+    """Yield the screen, the focused widget, every other widget with keys of our own, the application."""
     application = cast("App[Any]", screen.app)  # pyright: ignore[reportUnknownMemberType]
+    yield screen
     if screen.focused is not None:
         yield from (node for node in screen.focused.ancestors_with_self if node not in (screen, application))
     for widget in screen.query("*"):
         if type(widget).__module__.startswith(_OURS):
             yield widget
-    yield screen
     yield application
 
 
 def keys_text(screen: Screen[Any], width: int = 30) -> Text:
-    """Return sections of ``keys  description``, in the order in which keys are looked up."""
+    """Return sections of ``keys  description``: the screen's, its widgets', the application's."""
     sections: dict[str, list[tuple[str, str, str]]] = {}
-    keymap = cast("App[Any]", screen.app)._keymap  # pyright: ignore
     for binding, node in actions_of(screen):
-        keys = keymap.get(binding.id or "", _all_keys(node, binding))
-        shown = " ".join(dict.fromkeys(map(_shown, _split(keys))))
         name = binding.id or ""
-        sections.setdefault(name.partition(".")[0], []).append((shown, binding.description, name))
+        sections.setdefault(name.partition(".")[0], []).append((key_names(node, binding), binding.description, name))
     text = Text()
     for title, rows in sections.items():
         text.append(f"{title}\n", style="bold")

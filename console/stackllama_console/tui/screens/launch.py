@@ -140,10 +140,13 @@ class LaunchScreen(ConsoleScreen):
         self.query_one(RecipeForm).focus()
         self._arrange()
         self._refresh()
-        self.console_app.theme_changed_signal.subscribe(self, lambda _: self._refresh())
         self.begin(self._find(), group="models")
         if self._clone is not None:
             self._load(functools.partial(read_run, self.controller.home, self._clone))
+
+    def restyle(self) -> None:
+        """Render everything in the theme's colours."""
+        self._refresh()
 
     def on_resize(self, event: events.Resize) -> None:
         """Arrange the panels side by side, or one above the other."""

@@ -32,7 +32,7 @@ from ..widgets.log_panel import LogPanel
 from ..widgets.outcome import OutcomePanel, advice_lines, cause_line, last_lines, outcome_lines
 from ..widgets.panels import metric_lines, pipeline_line
 from ..widgets.scroll_lines import ScrollLines
-from ..widgets.status import head_line, headline_line, memory_text, now, silence_text
+from ..widgets.status import head_line, headline_line, memory_text, now, pending_text, silence_text
 from ..widgets.text_lines import TextLines
 from .monitor_panels import CHARTS, MonitorPanels
 from .text import TextScreen
@@ -224,7 +224,7 @@ class MonitorScreen(MonitorPanels):
         lines: list[Text] = []
         if watched.pipeline:
             lines.append(pipeline_line(watched.pipeline, colours))
-        lines.append(head_line(reader, colours, moment))
+        lines.append(head_line(reader, colours, moment, watched.waiting))
         if (metrics := headline_line(reader, reader.stage)).plain:
             lines.append(metrics)
         gpus = self._gpu_lines(update.gpus)
@@ -233,7 +233,8 @@ class MonitorScreen(MonitorPanels):
         if machine:
             lines.append(Text(machine))
         there = getattr(watched.source, "elsewhere", "")
-        notes = [*filter(None, (error, f"it is {there}" if there else "", silence_text(reader, moment)))]
+        silence, pending = silence_text(reader, moment), pending_text(watched.pending)
+        notes = [*filter(None, (error, f"it is {there}" if there else "", pending, silence))]
         if reader.bad_lines:
             notes.append(f"{reader.bad_lines} lines of its events could not be read")
         state = watched.state
@@ -359,6 +360,10 @@ class MonitorScreen(MonitorPanels):
             self.call_after_refresh(self._show_charts)
             self.call_after_refresh(self._focus_panel)
         self.call_after_refresh(self._wrap_again)
+
+    def restyle(self) -> None:
+        """Render state and progress in the theme's colours."""
+        self._wrap_again()
 
     def _wrap_again(self) -> None:
         if isinstance(self._last_update, Update):

@@ -216,6 +216,11 @@ class RunsScreen(ConsoleScreen):
         self.query_one("#about", TextLines).show(lines)
         self.refresh_bindings()
 
+    def restyle(self) -> None:
+        """Render the states in the theme's colours."""
+        if self._read:
+            self._fill()
+
     def on_resize(self, event: events.Resize) -> None:
         """Choose columns for the new width."""
         self._arrange()

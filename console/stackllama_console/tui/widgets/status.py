@@ -1,7 +1,7 @@
 """The lines at the top of the monitor: state, progress, time left, current metrics, the machine."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.text import Text
 
@@ -19,14 +19,21 @@ _BAR = 16
 _SILENT_SECONDS = 120.0
 
 
-def head_line(reader: Reader, variables: Mapping[str, str], now: float) -> Text:
-    """Return state, phase, step, progress bar, pace and time left, by the run's own clock: nothing ticks by itself."""
+def head_line(reader: Reader, variables: Mapping[str, str], now: float, waiting: str = "") -> Text:
+    """Return state, phase, step, progress bar, pace and time left, by the run's own clock.
+
+    Before the first step ``waiting`` says what is done, for how long, and how long that usually takes.
+    """
     colours = dict(variables)
     history = reader.history
     word = f"no sign for {span(now - (history.updated or now))}" if reader.phase == "silent" else ""
-    text = state_text(reader.phase, colours, word)
+    text = Text().append_text(
+        state_text(reader.phase, colours, word)
+    )  # as a span: a style of its own would be the line's
     state: State | None = getattr(reader, "state", None)
-    if history.phase and history.phase != reader.phase and not (state and state.has_ended):
+    if waiting:
+        text.append(f"  {waiting}", style="bold")
+    elif history.phase and history.phase != reader.phase and not (state and state.has_ended):
         text.append(f"  {history.at}", style="bold")
     if state and state.waiting:
         text.append(f"  {state.waiting}", style="bold")
@@ -73,6 +80,11 @@ def memory_text(reader: Reader, predicted: float | None) -> str:
     """Return the peaks the engine measured, beside what was predicted."""
     peaks = measured_peaks(reader.history)
     return f"{peaks}; predicted {size(predicted)}" if peaks and predicted else peaks
+
+
+def pending_text(requests: Sequence[str]) -> str:
+    """Return which requests the run has not served yet."""
+    return f"requested, after the current step: {', '.join(requests)}" if requests else ""
 
 
 def silence_text(reader: Reader, now: float) -> str:

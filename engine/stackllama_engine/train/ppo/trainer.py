@@ -85,6 +85,7 @@ class PPO:
         self.rewards = Rewards(recipe, self.base, self.encoder, self.reporter)
         if notice := models.padding_notice(self.tokenizer):
             self.reporter.health(notice)
+        self.reporter.activity("tokenizing")
         training = self._load(recipe.dataset_train_split, recipe.max_train_samples)
         self.prompts = Prompts(training, recipe.seed)
         self.held_out = self._load(recipe.dataset_test_split, recipe.max_eval_samples)

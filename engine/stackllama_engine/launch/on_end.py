@@ -1,0 +1,156 @@
+"""A person's command at the end of a run, and when it stalls: ``on_end``.
+
+It stands in ``$XDG_CONFIG_HOME/stackllama/settings.yaml`` (``on_end: COMMAND``) for all runs, or is in the environment
+of one attempt's supervisor (``--on-end COMMAND`` of its launch or resume), which goes first. Never in a recipe or a
+run's directory: both are passed on, and would run other people's commands. The supervisor runs it through ``/bin/sh``
+with ``STACKLLAMA_RUN_ID``, ``_STAGE``, ``_STATE``, ``_CAUSE``, ``_EXIT_CODE`` and ``_PATH``; what it prints goes into
+the supervisor's log. Whatever it does, the run's state stays.
+"""
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from ..contract.atomic_files import open_private
+from ..contract.child_environment import inherited_environment
+from ..contract.children import is_child
+from ..contract.errors import UsageError
+from ..contract.redact import redactor
+from ..contract.run_dir import RunDir, State
+from ..contract.user_dirs import user_dir
+from ..contract.user_files import read_text
+from .supervisor_log import SUPERVISOR_LOG
+
+VARIABLE = "STACKLLAMA_ON_END"
+"""Environment variable of a supervisor with the command of its run."""
+SECONDS = 60.0
+"""After which a command is killed."""
+_MOST_BYTES = 64 * 1024
+_KEPT_BYTES = 8 * 1024  # of what it prints
+
+
+def person_file() -> Path:
+    """Return the file of a person's own settings, which nothing but the person writes.
+
+    Raises:
+        UsageError: no home directory is known.
+    """
+    return user_dir("XDG_CONFIG_HOME", ".config") / "stackllama" / "settings.yaml"
+
+
+def person_command() -> str | None:
+    """Return the command of the person's settings; None without one.
+
+    Raises:
+        UsageError: the file cannot be read, or says something else than `on_end: COMMAND`.
+    """
+    file = person_file()
+    try:
+        text = read_text(file, _MOST_BYTES)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {error}.") from None
+    from ..contract.user_yaml import YamlError, load_yaml
+
+    try:
+        raw = load_yaml(text)
+    except YamlError as error:
+        raise UsageError(f"{file} is not YAML: {error}.") from None
+    if raw is None:
+        return None
+    if not isinstance(raw, dict):
+        raise UsageError(f"{file}: expected `on_end: COMMAND`.")
+    settings = cast("dict[Any, Any]", raw)
+    if unknown := [str(key) for key in settings if key != "on_end"]:
+        raise UsageError(f"{file}: unknown key `{unknown[0]}`; the only one is `on_end`.")
+    command = settings.get("on_end")
+    if command is not None and not isinstance(command, str):
+        raise UsageError(f"{file}: `on_end` must be a command, as text.")
+    return command or None
+
+
+def command_of(run: RunDir) -> str | None:
+    """Return the command of a run: the environment's, else the person's; a pipeline ends for its runs.
+
+    Raises:
+        UsageError: as :func:`person_command`.
+    """
+    return None if is_child(run) else os.environ.get(VARIABLE) or person_command()
+
+
+def run_command(run: RunDir, folder: Path, state: State, seconds: float = SECONDS) -> None:
+    """Run the command of a run, if it has one, and wait for it; nothing that goes wrong is raised.
+
+    Args:
+        run: the run.
+        folder: of its attempt, where the supervisor's log is.
+        state: of this moment.
+        seconds: after which it is killed with all its processes.
+    """
+    try:
+        if command := command_of(run):
+            _log(folder, _run(run, command, state, seconds))
+    except (UsageError, OSError) as error:
+        _log(folder, f"on_end: {error}")
+
+
+def run_beside(run: RunDir, folder: Path, state: State) -> None:
+    """Do :func:`run_command` in a thread: the run continues."""
+    threading.Thread(target=run_command, args=(run, folder, state), name="on-end", daemon=True).start()
+
+
+def _run(run: RunDir, command: str, state: State, seconds: float) -> str:
+    """Return what is to be logged of a command."""
+    environment = inherited_environment() | _variables(run, state)
+    environment.pop(VARIABLE, None)  # a run that the command launches is not followed by the same command for ever
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command],
+            cwd=run.path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            ended = f"exit code {process.wait(seconds)}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            ended = f"killed after {seconds:.0f} s"
+        output.seek(max(0, output.seek(0, os.SEEK_END) - _KEPT_BYTES))
+        printed = output.read().decode("utf-8", "replace").strip()
+    return "\n".join(filter(None, (f"on_end ({state.phase}): {ended}", printed)))
+
+
+def _variables(run: RunDir, state: State) -> dict[str, str]:
+    return {
+        "STACKLLAMA_RUN_ID": run.id,
+        "STACKLLAMA_RUN_STAGE": str(state.stage),
+        "STACKLLAMA_RUN_STATE": state.phase,
+        "STACKLLAMA_RUN_CAUSE": (state.cause or "").replace("\0", ""),
+        "STACKLLAMA_RUN_EXIT_CODE": "" if state.exit_code is None else str(state.exit_code),
+        "STACKLLAMA_RUN_PATH": str(run.path),
+    }
+
+
+def _log(folder: Path, text: str) -> None:
+    """Append to the supervisor's log; a full disk loses the line and nothing else."""
+    line = redactor().text(f"{time.strftime('%F %T')} {text}\n").encode("utf-8", "replace")
+    try:
+        descriptor = open_private(folder / SUPERVISOR_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except OSError:
+        return
+    try:
+        os.write(descriptor, line)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
