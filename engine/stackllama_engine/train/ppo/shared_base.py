@@ -355,7 +355,7 @@ class SharedBase:
     @contextmanager
     def beginning_with(self, lower: Tensor) -> Iterator[None]:
         """Let passes leave out the layers below the critic's, whose output is ``lower``, ``[B, T, H]``."""
-        # under checkpointing a layer is run again only if its input has a gradient
+        # reentrant checkpointing runs a layer again only if its input has a gradient
         states = lower.detach().requires_grad_(self.checkpointing and torch.is_grad_enabled())
         with upper_layers.without_lower(self.layers, self.below_critic, states):
             yield
