@@ -10,7 +10,7 @@ decoding, keys and values of every earlier token, in bfloat16.
 Shapes: ``B`` sequences, ``T`` tokens each, ``P`` of a prompt and ``R`` of a response, ``H`` hidden width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _BF16 = 2
 WEIGHT_BYTES = {"float32": 4.0, "bf16": 2.0, "int8": 1.0, "nf4": 0.5}
@@ -88,6 +88,8 @@ class PPOStep:
     epochs: int
     own_critic: bool
     """Whether the critic has an adapter of its own: a pass more in scoring and in the update."""
+    critic_layers: int | None = None
+    """Layers that such a pass runs through (``value_adapter_layers``); None: all."""
 
 
 def forward(shape: Shape, rows: int, tokens: int, scored: int, precision: str = "bf16") -> Cost:
@@ -125,8 +127,10 @@ def ppo_phases(shape: Shape, step: PPOStep, rates: Rates, precision: str = "bf16
     scored_pass = forward(shape, rows, tokens, scored, precision)
     plain = forward(shape, rows, tokens, 0, precision)
     both_ways = scored_pass + backward(shape, rows, tokens, scored, precision)
-    critic = plain + backward(shape, rows, tokens, 0, precision)
-    scoring = scored_pass * 2 + plain * (2 if step.own_critic else 1)
+    upper = shape if step.critic_layers is None else replace(shape, layers=step.critic_layers)
+    values = forward(upper, rows, tokens, 0, precision)
+    critic = values + backward(upper, rows, tokens, 0, precision)
+    scoring = scored_pass * 2 + (plain + values if step.own_critic else plain)
     update = (both_ways + critic if step.own_critic else both_ways) * step.epochs
     return {
         "rollout": prefill.seconds(rates) + decoding.seconds(rates),

@@ -45,11 +45,14 @@ class Cell:
     precision: str
     own_critic: bool = True
     variant: str = "all"
+    upper_half: bool = False
+    """Whether the critic's adapter is in the upper half of the layers alone."""
 
     @property
     def name(self) -> str:
         """The cell's name in results."""
         critic = "own critic" if self.own_critic else "critic on the policy's states"
+        critic += " in the upper half" if self.upper_half else ""
         return f"{self.model}, {self.precision}, {critic}, {self.variant}"
 
     @property
@@ -69,6 +72,7 @@ def cells(model: str, precisions: Sequence[str]) -> list[Cell]:
         Cell(model, plain),
         Cell(model, plain, own_critic=False),
         *(Cell(model, precision) for precision in precisions[1:]),
+        Cell(model, plain, upper_half=True),
         *(Cell(model, plain, variant=variant) for variant in gpu_work.VARIANTS[1:] if gpu_work.is_available(variant)),
     ]
 
@@ -128,6 +132,7 @@ def measure(
     before = gpu_machine.release(device)
     keys = [*gpu_work.leave_out(cell.variant), *gpu_work.PRECISIONS[cell.precision]]
     keys += [f"value_adapter={str(cell.own_critic).lower()}", f"use_cpu={str(device == 'cpu').lower()}"]
+    keys += ["value_adapter_layers=0.5"] if cell.upper_half else []
     recipe = ppo_stage.recipe_of(folder, steps, cell.work, keys)
     metrics: list[dict[str, float]] = []
     with ppo_stage.opened(recipe, cell.work) as stage:
@@ -171,8 +176,10 @@ def _speed(cell: Cell, metrics: list[dict[str, float]], rates: floor.Rates) -> d
     work = cell.work
     seconds = {phase: median(row[f"time/{phase}"] for row in metrics) for phase in _PHASES}
     whole = sum(seconds.values())
-    step = floor.PPOStep(work.batch, work.prompt, work.response, work.epochs, cell.own_critic)
-    least = floor.ppo_phases(gpu_work.shape_of(work), step, rates, cell.precision)
+    shape = gpu_work.shape_of(work)
+    half = -(-shape.layers // 2) if cell.upper_half else None
+    step = floor.PPOStep(work.batch, work.prompt, work.response, work.epochs, cell.own_critic, half)
+    least = floor.ppo_phases(shape, step, rates, cell.precision)
     return {
         "seconds": seconds,
         "samples_per_second": work.batch / whole,

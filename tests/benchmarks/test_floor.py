@@ -1,6 +1,7 @@
 """Counted operations and bytes, against numbers worked by hand."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_an_own_critic_costs_passes_in_scoring_and_update() -> None:
     assert own["update"] - detached["update"] == 3 * (2 * 1440 + 3.5 * 144)
     # a response of one token is all in the prefill: 2 × 2 tokens, and the head of one state per row
     assert own["rollout"] == detached["rollout"] == 2 * 120 * 4 + 2 * 40 * 2 + 2 * 4 * 2 * 2 * 2
+
+
+def test_a_critic_in_the_upper_layers_costs_passes_through_these() -> None:
+    rates, two = floor.Rates(flop=1.0, bytes=1e9), replace(SMALL, layers=2)
+    detached = floor.ppo_phases(two, floor.PPOStep(2, 2, 1, 3, own_critic=False), rates)
+    upper = floor.ppo_phases(two, floor.PPOStep(2, 2, 1, 3, own_critic=True, critic_layers=1), rates)
+    assert upper["score"] - detached["score"] == 1440 + 144
+    assert upper["update"] - detached["update"] == 3 * (2 * 1440 + 3.5 * 144)
 
 
 @pytest.mark.parametrize(

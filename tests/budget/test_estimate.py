@@ -142,6 +142,19 @@ def test_a_critics_adapter_costs_its_weights_gradients_and_states(llama_7b: Arch
     assert own.allocated - shared.allocated >= 4 * (1 + 1 + 2) * one
 
 
+def test_a_critic_in_the_upper_layers_costs_its_share_and_the_states_that_it_reads(llama_7b: Architecture) -> None:
+    keys = {"max_prompt_length": 101, "response_length": 28, "local_rollout_forward_batch_size": 4}
+    whole, half, every, many = (
+        on_gpu(llama_7b, Stage.PPO, value_adapter_layers=layers, **keys) for layers in (None, 0.5, 32, 99)
+    )
+    assert every == whole == many  # the launch refuses more layers than there are
+    parts = [{one.name: one.bytes for one in each.components} for each in (whole, half)]
+    assert parts[0]["adapter"] - parts[1]["adapter"] == 4 * ALL_LINEAR // 2
+    assert parts[0]["optimizer"] - parts[1]["optimizer"] == 2 * 4 * ALL_LINEAR // 2
+    states = 4 * 8 * 2 * 128 * 4 * llama_7b.hidden  # responses, tokens, and the float32 stream of an int8 base
+    assert parts[1]["rollout record"] - parts[0]["rollout record"] == states
+
+
 def test_ppo_adds_gradients_up_in_a_copy(llama_7b: Architecture) -> None:
     short = {
         "max_prompt_length": 2,

@@ -65,6 +65,13 @@ def test_of_a_hub_model_that_is_not_here_nothing_is_said() -> None:
     assert said(Stage.REWARD, "ibm-granite/granite-3.1-2b-base", lora_target_modules=["nonsense"]) == {}
 
 
+def test_a_critic_in_more_layers_than_there_are_is_refused(model: Callable[..., str]) -> None:
+    path = model(llama())
+    text = said(Stage.PPO, path, value_adapter_layers=3)["critic layers"]
+    assert text == f"`value_adapter_layers: 3`: {path} has 2 layers; use fewer, or leave it empty."
+    assert [said(Stage.PPO, path, value_adapter_layers=layers) for layers in (2, 0.5, None)] == [{}] * 3
+
+
 @pytest.mark.parametrize(
     ("targets", "wrong"),
     [

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import masking_utils
 
 from stackllama_engine.budget.trace import build, cuda, rl, supervised
@@ -19,6 +20,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import models
 from stackllama_engine.train.left_out import VARIABLE
 from stackllama_engine.train.ppo.decoder import key_value_cache
+from stackllama_engine.train.ppo.shared_base import CRITIC
 
 from .launches import Launches
 
@@ -92,6 +94,20 @@ def update(layers: int) -> list[Launches]:
     return [forward, backward]
 
 
+def critic_operations(*keys: str) -> list[int]:
+    """Count the operations of a critic's pass over a micro-batch, forward and backward, in a base of two layers."""
+    base = shared_base(2, *keys)
+    with fake():
+        ids = torch.zeros(ROWS, PROMPT + RESPONSE, dtype=torch.int64)
+        lower = torch.zeros(*ids.shape, LLAMA["hidden_size"], dtype=torch.bfloat16) if base.below_critic else None
+        with base.adapter(CRITIC):
+            with FlopCounterMode(display=False) as forward:
+                values = base.values(ids, torch.ones_like(ids), RESPONSE, padded=False, lower=lower)
+            with FlopCounterMode(display=False) as backward:
+                values.sum().backward()
+    return [forward.get_total_flops(), backward.get_total_flops()]
+
+
 @torch.no_grad()
 def token(layers: int) -> list[Launches]:
     """Count one decoded token after a prompt, without a graph."""
@@ -143,6 +159,14 @@ def test_a_layer_of_supervised_training(stage: Stage) -> None:
     """With dropout, one launch per adapter and direction more, and no cast around it."""
     forward, backward = per_layer(step_of(stage))
     assert within(forward, 72, 2428) and within(backward, 115, 4310), (forward, backward)
+
+
+def test_a_critic_in_the_upper_layers_computes_in_these_alone() -> None:
+    """Forward half of the operations in half of the layers; backward less, as nothing below has a gradient."""
+    whole, half = critic_operations(), critic_operations("value_adapter_layers=1")
+    head = 2 * ROWS * RESPONSE * LLAMA["hidden_size"]
+    assert half[0] - head == (whole[0] - head) // 2
+    assert half[1] < 0.5 * whole[1]
 
 
 def test_a_layer_of_ppos_update(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ EVERYTHING = (
     "random_length_limits=[24, 32]",
     "lr_scheduler_type=linear",
     "value_adapter=true",
+    "value_adapter_layers=1",  # of two: it begins with states that scoring keeps
     "normalize_reward=true",
     "reward_funcs=killed_rewards:score",
     "reward_weights=2",
@@ -177,7 +178,7 @@ def assert_parts_add_up(run: RunDir, last: dict[str, Any]) -> None:
 
 
 def test_a_function_that_fails_ends_the_run_and_names_the_text(shared_home: Home, keys: tuple[str, ...]) -> None:
-    given = (*keys, "reward_funcs=killed_rewards:picky", "value_adapter=false")
+    given = (*keys, "reward_funcs=killed_rewards:picky", "value_adapter=false", "value_adapter_layers=")
     state = wait_for(
         run := launch(plan(shared_home, load_recipe(Stage.PPO, None, given))), lambda state: state.has_ended
     )

@@ -274,6 +274,7 @@ def test_two_processes_equal_one_and_accumulation(
         "missing_eos_reward=-1",
         "whiten_rewards=true",
         "ent_coef=0.01",
+        "value_adapter_layers=1",  # of two
     )
     one, eight = (
         finish(

@@ -13,7 +13,7 @@ from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train.ppo.algorithm import Updater, compute_advantages
 from stackllama_engine.train.ppo.response_text import ResponseText
 from stackllama_engine.train.ppo.rewards import final_scores
-from stackllama_engine.train.ppo.rollout import Advantages, Rollout, pad_tokens, policy_outputs
+from stackllama_engine.train.ppo.rollout import Advantages, LowerStates, Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.shared_base import SharedBase
 from stackllama_engine.train.ppo.update import UpdateStats
 
@@ -78,8 +78,8 @@ class Toy:
         self.rollout = replace(self.rollout, old=self.rollout.old._replace(**columns))
 
 
-def toy(path: Path, *keys: str) -> Toy:
-    """One mini-batch an epoch and one epoch, unless the keys say otherwise."""
+def toy(path: Path, *keys: str, masks: bool = False) -> Toy:
+    """One mini-batch an epoch and one epoch, unless the keys say otherwise; ``masks``: padding is masked."""
     keys = (
         "num_ppo_epochs=1",
         "num_mini_batches=1",
@@ -95,10 +95,13 @@ def toy(path: Path, *keys: str) -> Toy:
     generator = torch.Generator().manual_seed(7)
     for parameter in base.trainable():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    base.masks_padding = masks
     ids, attention, mask = pad_tokens(PROMPTS, RESPONSES, 0, CPU)
-    old = policy_outputs(base, ids, attention, mask.shape[1], recipe.micro_batch_size)
+    kept = LowerStates(*ids.shape) if base.below_critic else None
     with base.reference():
-        reference = policy_outputs(base, ids, attention, mask.shape[1], 4).logprobs
+        reference = policy_outputs(base, ids, attention, mask.shape[1], 4, keep=kept).logprobs
+    lower, tokens = kept.states if kept else None, recipe.max_tokens_per_micro_batch
+    old = policy_outputs(base, ids, attention, mask.shape[1], recipe.micro_batch_size, tokens=tokens, lower=lower)
     texts = [ResponseText("", "", response[-1] == 2) for response in RESPONSES]
     scores = torch.tensor([1.0, -0.5, 2.0, 0.25])
-    return Toy(recipe, base, Rollout(ids, attention, mask, texts, old, reference, scores))
+    return Toy(recipe, base, Rollout(ids, attention, mask, texts, old, reference, scores, lower=lower))

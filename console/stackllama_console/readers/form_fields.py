@@ -28,7 +28,8 @@ _SECTIONS: dict[str, str] = {
         local_rollout_forward_batch_size max_tokens_per_micro_batch per_device_eval_batch_size gradient_checkpointing
         max_length max_prompt_length packing packing_strategy assistant_only_loss""",
     "PPO": """num_ppo_epochs cliprange cliprange_value vf_coef ent_coef gamma lam whiten_rewards whiten_advantages
-        early_stopping target_kl ratio_threshold value_adapter value_head_init""",
+        early_stopping target_kl ratio_threshold value_adapter value_adapter_layers
+        value_head_init""",
     "Preference": "loss_type loss_weights beta label_smoothing",
     "Sampling": """temperature response_length random_length_limits missing_eos_penalty missing_eos_reward use_vllm
         vllm_gpu_memory_utilization""",

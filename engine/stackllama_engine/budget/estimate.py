@@ -201,9 +201,13 @@ def _ppo(
     left = _mode(recipe, arch, precision, masked=True, length=length, on_gpu=on_gpu)  # sampling pads prompts there
     mode = _mode(recipe, arch, precision, masked=keeps_mask(arch, precision), length=length, on_gpu=on_gpu)
     one = adapter.trained_parameters(recipe, arch)
-    adapters = 1 + recipe.value_adapter
-    trained = adapters * one + arch.hidden  # and the value head
-    tensors = (*(adapters * adapter.tensors(mode.targets, mode.rank, arch.layers)), optimizer.Trained(1, arch.hidden))
+    critic_layers = min(recipe.critic_layers(arch.layers), arch.layers) if recipe.value_adapter else 0
+    trained = one + adapter.parameters(mode.targets, mode.rank, critic_layers) + arch.hidden  # and the value head
+    tensors = (
+        *adapter.tensors(mode.targets, mode.rank, arch.layers),
+        *adapter.tensors(mode.targets, mode.rank, critic_layers),
+        optimizer.Trained(1, arch.hidden),
+    )
     kind = optimizer.kind_of(recipe.optim, on_gpu=on_gpu)
     reference = one if recipe.policy_adapter_path else 0
     reward_forward = None
@@ -215,7 +219,9 @@ def _ppo(
             _mode(recipe, reward, own, masked=keeps_mask(reward, own), length=length, on_gpu=on_gpu),
         )
         reward_bytes = weights.base(reward, own, head=False)
-    record = recipe.local_batch_size * (4 * _RECORD * response + 16 * length)
+    stream = precision.residual * arch.hidden  # of one token
+    kept = stream if 0 < critic_layers < arch.layers else 0  # what a critic in the upper layers reads
+    record = recipe.local_batch_size * (4 * _RECORD * response + (16 + kept) * length)
     resident = inference.Resident(
         base_weights=weights.base(arch, precision),
         adapter=_ADAPTER * (trained + reference),
@@ -239,7 +245,7 @@ def _ppo(
         sequences=size,
         base=resident.base_weights,
         trained=trained,
-        adapters=adapters,
+        resting_layers=critic_layers,
         adapter=resident.adapter,
         checkpointing=_checkpointing(recipe),
         optimizer=kind,
@@ -254,8 +260,11 @@ def _ppo(
     )
     moments = training.phases(work)
     if recipe.value_adapter:  # its pass comes after the policy's, whose gradients still exist; it has no logits
-        states = size * (8 * response + precision.residual * length) * arch.hidden
-        moments += training.phases(msgspec.structs.replace(work, accumulates=True, head_bytes=states))
+        states = size * (8 * response * arch.hidden + (stream + kept) * length)
+        critic = msgspec.structs.replace(arch, layers=critic_layers)
+        moments += training.phases(
+            msgspec.structs.replace(work, arch=critic, resting_layers=arch.layers, accumulates=True, head_bytes=states)
+        )
     update = max(moments, key=lambda moment: moment.bytes)
     more = [Component("reward model", reward_bytes)] if reward_bytes else []
     more.append(Component("rollout record", record))

@@ -29,8 +29,8 @@ class Workload(Struct, frozen=True, kw_only=True):
     """Bytes of frozen and trained weights without adapters."""
     trained: int
     """Number of trained elements."""
-    adapters: int = 1
-    """Number of adapters of the mode's shape among them; one pass reads one of them."""
+    resting_layers: int = 0
+    """Layers of another adapter of the mode's shape among them, which a pass does not read."""
     adapter: int = 0
     """Bytes of adapters and small heads."""
     width: int = 4
@@ -61,7 +61,8 @@ class Workload(Struct, frozen=True, kw_only=True):
         if mode.full:
             known = weights.tensors(arch, head=self.head != "score")
         else:
-            known = self.adapters * adapter.tensors(mode.targets, mode.rank, arch.layers)
+            known = adapter.tensors(mode.targets, mode.rank, arch.layers)
+            known += adapter.tensors(mode.targets, mode.rank, self.resting_layers)
         rest = self.trained - optimizer.elements(known)
         return (*known, Trained(rest)) if rest > 0 else known
 
@@ -204,7 +205,7 @@ def cast_weights(work: Workload) -> tuple[int, int]:
     precision, arch = work.mode.precision, work.arch
     if not precision.amp:
         return 0, 0
-    resting = (work.adapters - 1) * adapter.parameters(work.mode.targets, work.mode.rank, arch.layers)
+    resting = adapter.parameters(work.mode.targets, work.mode.rank, work.resting_layers)
     adapters = 0 if work.mode.full or work.checkpointing != "none" else 2 * (work.trained - resting)
     if precision.native < 4 or precision.quant:
         return adapters, adapters // max(1, arch.layers)

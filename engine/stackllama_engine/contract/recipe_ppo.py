@@ -23,6 +23,7 @@ from .recipe_common import (
     about,
     check_one_limit,
     micro_batch_of,
+    steps_of,
 )
 from .stages import Split, Stage
 
@@ -47,6 +48,8 @@ OWN_COMPONENTS = frozenset({"model", "length_penalty", "repetition_penalty"})
 
 Rate = Annotated[float, Meta(gt=0, le=1)]
 Several = Annotated[int, Meta(ge=2)]
+Layers = AtLeastOne | Annotated[float, Meta(gt=0, lt=1)]
+"""Number of layers, or below 1 a share of all."""
 Limits = Annotated[list[AtLeastOne], Meta(min_length=2, max_length=2)]
 
 
@@ -314,6 +317,13 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "value head reads the policy's hidden states. The value loss never reaches the policy."
         ),
     ] = True
+    value_adapter_layers: Annotated[
+        Layers | None,
+        about(
+            "Number of layers, counted from the last, that the critic's own adapter is in; below 1: a share of all, "
+            "rounded up. The critic's passes begin with the states below them, kept from scoring. Empty: all layers."
+        ),
+    ] = None
     value_head_init: Annotated[
         Literal["auto", "zero", "reward"],
         about(
@@ -366,8 +376,7 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if not (self.reward_model_path or self.reward_funcs):
             raise ValueError("the ppo recipe needs `reward_model_path` or `reward_funcs`; give one of them.")
         self._check_functions()
-        if self.value_head_init == "reward" and not self.reward_model_path:
-            raise ValueError("`value_head_init: reward` needs `reward_model_path`; use `value_head_init: auto`.")
+        self._check_critic()
         if self.fp16:
             raise ValueError("`fp16: true`: PPO has no loss scaling; use `bf16: true`.")
         if self.missing_eos_penalty not in (None, "auto") and self.missing_eos_reward is not None:
@@ -390,6 +399,19 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
         if self.use_vllm:
             self._check_vllm()
+
+    def _check_critic(self) -> None:
+        """Check the critic's keys.
+
+        Raises:
+            ValueError: one of them needs another.
+        """
+        if self.value_head_init == "reward" and not self.reward_model_path:
+            raise ValueError("`value_head_init: reward` needs `reward_model_path`; use `value_head_init: auto`.")
+        if self.value_adapter_layers is not None and not self.value_adapter:
+            raise ValueError(
+                f"`value_adapter_layers: {self.value_adapter_layers}` needs `value_adapter: true`; leave it empty."
+            )
 
     def _check_functions(self) -> None:
         """Check the reward functions' names, and that there is one of everything for each.
@@ -496,6 +518,10 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.missing_eos_penalty != "auto":
             return self.missing_eos_penalty or 0.0
         return _DEFAULT_EOS_PENALTY if self.reward_model_path and self.missing_eos_reward is None else 0.0
+
+    def critic_layers(self, depth: int) -> int:
+        """Return how many of a base's ``depth`` layers the critic's own adapter is in; more than it has if so asked."""
+        return depth if self.value_adapter_layers is None else steps_of(self.value_adapter_layers, depth)
 
     @property
     def micro_batch_size(self) -> int:

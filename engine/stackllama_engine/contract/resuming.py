@@ -36,6 +36,7 @@ REFUSED = frozenset(
         "optim",
         "policy_adapter_path",
         "value_adapter",
+        "value_adapter_layers",
     }
 )
 """Keys that weights or optimizer state depend on (the base itself is compared by its fingerprint)."""

@@ -281,6 +281,19 @@ def _experts(case: Case) -> str | None:
     )
 
 
+def _critic_layers(case: Case) -> str | None:
+    recipe = case.recipe
+    if not isinstance(recipe, PPORecipe) or not case.architecture or recipe.value_adapter_layers is None:
+        return None
+    depth = case.architecture.layers
+    if recipe.critic_layers(depth) <= depth:
+        return None
+    return (
+        f"`value_adapter_layers: {recipe.value_adapter_layers}`: {recipe.model_name_or_path} has {depth} layers; use "
+        "fewer, or leave it empty."
+    )
+
+
 CHECKS: tuple[Check, ...] = (
     Check("weights", _weights, refuses=True),
     Check("classifier", _classifier, refuses=True),
@@ -289,5 +302,6 @@ CHECKS: tuple[Check, ...] = (
     Check("targets", _targets),
     Check("tied targets", _tied),
     Check("length", _length),
+    Check("critic layers", _critic_layers),
 )
 """In the order in which they are reported; a new refusal of a stage is a new row."""

@@ -34,7 +34,7 @@ def measure(request: Request, *, extrapolate: bool = True) -> Trace:
     reward_depth = build.depth(request.reward_model) if request.reward_model else 0
     start = time.monotonic()
     few, many = SHALLOW
-    if not extrapolate or depth <= many:
+    if not extrapolate or depth <= many or (isinstance(recipe, PPORecipe) and recipe.value_adapter_layers is not None):
         phases = peaks(recipe, request, depth, reward_depth)
     else:
         low = peaks(recipe, request, few, few)

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from ...contract.recipe import PPORecipe
 from ...train import models, optimizers, right_padding
+from ...train.ppo import upper_layers
 from ...train.ppo.algorithm import Updater
 from ...train.ppo.narrowed_adapter import narrowed
 from ...train.ppo.packing import PackedBatch
@@ -65,12 +66,12 @@ def trace(
         optimizer = cuda.as_on_cuda(optimizers.build(recipe, base.trainable()))
         updater = Updater(recipe, base, optimizer, lambda one: one)
         storages.enter_phase(marks.FORWARD)
-        _mini_batch(recipe, base, updater, optimizer, storages, *_rollout(recipe))
+        _mini_batch(recipe, base, updater, optimizer, storages, *_rollout(recipe, base))
         storages.forget_peaks()
         _sample(recipe, base, storages)
         storages.enter_phase(SCORE)
         _score(recipe, base, other)
-        _mini_batch(recipe, base, updater, optimizer, storages, *_rollout(recipe))
+        _mini_batch(recipe, base, updater, optimizer, storages, *_rollout(recipe, base))
 
 
 def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adapter_scores: bool) -> SharedBase:
@@ -94,6 +95,9 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
         if wanted:
             base.model.add_adapter(name, models.lora_config(recipe, "CAUSAL_LM", model.config.model_type))
     base._activate(POLICY)
+    if base.has_separate_critic and (below := base._layers_below(recipe)):
+        base.below_critic = below
+        upper_layers.cut_adapter(base.model, base.layers, below, CRITIC)
     if recipe.checkpointing:
         build.checkpointing(model, recipe)
     base.model.eval()
@@ -174,19 +178,22 @@ def _score(recipe: PPORecipe, base: SharedBase, reward_model: Any) -> None:
     size, update_size = rows(recipe), micro_batch(recipe)
     if recipe.max_tokens_per_micro_batch is not None:
         size = recipe.max_tokens_per_micro_batch // sum(_lengths(recipe))
-    batch, _ = _rollout(recipe, max(size, recipe.local_batch_size))
+    batch, _ = _rollout(recipe, base, max(size, recipe.local_batch_size))
     ids, attention = batch.input_ids, batch.attention_mask
     for piece, mask in zip(ids.split(size), attention.split(size), strict=True):
         _reward(base, reward_model, piece, mask)
     with base.reference():
         _outputs(base, ids, attention, response, size)
-    _outputs(base, ids, attention, response, update_size)
+    _outputs(base, ids, attention, response, update_size, batch.lower)
 
 
-def _outputs(base: SharedBase, ids: Tensor, attention: Tensor, response: int, size: int) -> None:
+def _outputs(
+    base: SharedBase, ids: Tensor, attention: Tensor, response: int, size: int, lower: Tensor | None = None
+) -> None:
     """Compute ``rollout.policy_outputs`` of rows that all have the maximum length."""
     parts = [
-        base.outputs(piece, mask, response) for piece, mask in zip(ids.split(size), attention.split(size), strict=True)
+        base.outputs(ids[rows], attention[rows], response, lower=None if lower is None else lower[rows].clone())
+        for rows in (slice(start, start + size) for start in range(0, len(ids), size))
     ]
     Outputs(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
@@ -203,7 +210,7 @@ def _reward(base: SharedBase, reward_model: Any, ids: Tensor, mask: Tensor) -> N
         base.hidden(ids, seen, torch.arange(ids.shape[1]).expand_as(ids))
 
 
-def _rollout(recipe: PPORecipe, count: int | None = None) -> tuple[Rollout, Advantages]:
+def _rollout(recipe: PPORecipe, base: SharedBase, count: int | None = None) -> tuple[Rollout, Advantages]:
     """Allocate a step's rollout and its advantages, every row of maximum length."""
     prompt, response = _lengths(recipe)
     count = count or recipe.local_batch_size
@@ -221,8 +228,15 @@ def _rollout(recipe: PPORecipe, count: int | None = None) -> tuple[Rollout, Adva
         old=old,
         ref_logprobs=column(),
         scores=torch.zeros(count),
+        lower=_lower(base, ids) if base.below_critic else None,
     )
     return rollout, Advantages(kl=column(), advantages=column(), returns=column())
+
+
+def _lower(base: SharedBase, ids: Tensor) -> Tensor:
+    """Allocate what a critic in the upper layers reads."""
+    embedding: Any = base.base.get_input_embeddings()
+    return torch.zeros(*ids.shape, base.base.config.get_text_config().hidden_size, dtype=embedding.weight.dtype)
 
 
 def _mini_batch(

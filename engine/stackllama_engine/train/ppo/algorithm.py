@@ -103,20 +103,30 @@ class Algorithm:
         """
         return self.run_on_all_ranks(lambda: self.worker.respond(prompts, noise, stops))
 
-    def score(self, prompts: Sequence[Prompt], responses: Responses, acting: Acting = nullcontext) -> Rollout:
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Responses,
+        acting: Acting = nullcontext,
+        *,
+        run_critic: bool = True,
+    ) -> Rollout:
         """2 score and 3 evaluate: compute everything that later steps read of a rollout.
 
         Args:
             prompts: of this rank.
             responses: token ids, one list per prompt.
             acting: context in which the model that sampled is active; by default that is the policy.
+            run_critic: False for a rollout that nobody learns from.
 
         Raises:
             Abandoned: a stop is wanted.
             Unscored: a user-supplied function failed, a text was too long, or memory ran out.
         """
         try:
-            rollout = self.run_on_all_ranks(lambda: self.worker.score(prompts, responses, acting()))
+            rollout = self.run_on_all_ranks(
+                lambda: self.worker.score(prompts, responses, acting(), run_critic=run_critic)
+            )
         except StageError as error:
             raise Unscored(str(error)) from error
         # a user's function may abstain: with a reward model its part is left out of the sum; without one the response
@@ -345,7 +355,7 @@ class Updater:
             separate = self._base.has_separate_critic
             with self._base.adapter(CRITIC) if separate else nullcontext():
                 if separate:
-                    values = self._base.values(*inputs, **shape)  # [b, r]
+                    values = self._base.values(*inputs, lower=rollout.lower, **shape)  # [b, r]
                 value = losses.value_loss(values, old.values, advantages.returns, mask, recipe.cliprange_value)
                 (recipe.vf_coef * value.loss / token_count).backward()
         return PPOStats(

@@ -121,10 +121,10 @@ class Evaluator:
         acting = partial(self._base.acting, policy=variant.policy, temperature=variant.temperature or _GREEDY)
         if variant == self.trained:
             responses = self._algorithm.sample(prompts, noise, self._stops)
-            rollout = self._algorithm.score(prompts, responses)
+            rollout = self._algorithm.score(prompts, responses, run_critic=False)
         else:
             responses = self._run_on_all_ranks(lambda: worker.respond_here(prompts, noise, self._stops, acting()))
-            rollout = self._algorithm.score(prompts, responses, acting)
+            rollout = self._algorithm.score(prompts, responses, acting, run_critic=False)
         worker.check_finite(rollout)
         kl = sequence_sum(rollout.old.logprobs - rollout.ref_logprobs, rollout.mask)  # [B]
         return worker.rows(rollout, kl)

@@ -6,13 +6,14 @@
 - A row in a padded batch has the log-probabilities that it has alone.
 - So it has while it is sampled: adapter merged, keys and states cached, finished rows removed, and, on a GPU, each
   token's step a CUDA graph. A shortcut that changes them is turned off.
+- So has a critic in the upper layers that begins with kept states; else its passes begin with the token ids.
 
 A few short rows, with the policy's adapter moved at random so that it matters. The difference of two passes is the mean
 over positions of Σ p · |Δ log p| over the vocabulary, in nats per token.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from ..encoding import Encoder
 from ..faults import memory_that_ran_out
 from ..left_out import left_out
 from ..reporting import Reporter
-from .shared_base import POLICY, SharedBase
+from .shared_base import CRITIC, POLICY, SharedBase
 from .static_decoder import obstacle, open_decoder
 
 _TEXT = "How do I keep coffee beans fresh for longer than a week, and does it matter how I grind them?"
@@ -71,6 +72,8 @@ def check_policy(recipe: PPORecipe, base: SharedBase, encoder: Encoder, reporter
         _check_head(recipe, base, rows, own, _SAME * limit)
         if batch > 1:
             _check_padding(recipe, base, rows, own, limit)
+        if base.below_critic:
+            _check_critic(base, rows, _SAME * limit)
         if not recipe.use_vllm or recipe.eval_temperatures or recipe.eval_best_of:  # which vLLM does not sample
             groups = [rows] if recipe.local_rollout_forward_batch_size > 1 else [[row] for row in rows]
             _choose_decoding(base, groups, own, models.pad_id(encoder.tokenizer), limit, reporter)
@@ -108,6 +111,14 @@ def _check_padding(
             "each row alone; set `local_rollout_forward_batch_size=1` and `per_device_train_batch_size=1`, so that "
             "nothing is padded, or use another model."
         )
+
+
+def _check_critic(base: SharedBase, rows: Sequence[Row], limit: float) -> None:
+    texts = [[*prompt, *response] for prompt, response in rows]
+    whole = [_by_critic(base, ids, begins_above=False) for ids in texts]
+    difference = _measure(whole, lambda: [_by_critic(base, ids, begins_above=True) for ids in texts])
+    if difference.nats > limit:
+        base.critic_runs_whole(f"on states kept from below its layers, {_kind(base)} {difference}")
 
 
 def _choose_decoding(
@@ -192,6 +203,19 @@ def _alone(base: SharedBase, ids: list[int]) -> Tensor:
     positions = torch.arange(len(ids), device=base.device).unsqueeze(0)
     hidden = base.hidden(torch.tensor([ids], device=base.device), None, positions)
     return torch.log_softmax(base.logits(hidden)[0], -1)
+
+
+def _by_critic(base: SharedBase, ids: list[int], *, begins_above: bool) -> Tensor:
+    """Compute what the output head makes of the critic's states of a row alone, ``[T, V]``."""
+    kept: list[Tensor] = []
+    if begins_above and base.reference_is_base:
+        with base.reference(), base.keeping_lower_states(kept.append):
+            _alone(base, ids)
+    elif begins_above:
+        tokens = torch.tensor([ids], device=base.device)
+        kept.append(base.lower_states(tokens, torch.ones_like(tokens), 1, padded=False))
+    with base.adapter(CRITIC), base.beginning_with(kept[0]) if kept else nullcontext():
+        return _alone(base, ids)
 
 
 def _together(base: SharedBase, rows: Sequence[Row]) -> list[Tensor]:

@@ -45,6 +45,18 @@ class PackedBatch(NamedTuple):
     width: int | None = None
     """Tokens of their longest prompt and response together; None: of longest prompt plus longest response."""
 
+    def select_states(self, states: Tensor) -> Tensor:
+        """Select their part of states whose rows begin on the left, ``[B, T, H]`` → ``[b, t, H]``.
+
+        ``t`` tokens are as many as go through the model.
+        """
+        return states[self.indices, : self.tokens]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per row as it goes through the model."""
+        return self.width or self.prompt + self.response
+
     def select_response(self, values: Tensor) -> Tensor:
         """Select their part of values per response token, ``[B, R]`` → ``[b, response]``."""
         return values[self.indices, : self.response]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -57,6 +57,9 @@ class Rollout:
     """Reward components, by their metric's name; float32 ``[B]`` each."""
     thoughts: list[Thought] = field(default_factory=list)
     """Thoughts of the responses, ``B`` of them."""
+    lower: Tensor | None = None
+    """What the lowest layer of a critic in the upper layers reads, ``[B, P + R, H]`` in the model's dtype, every row
+    from the left; None: the critic reads the token ids."""
 
     @property
     def responses(self) -> int:
@@ -78,7 +81,28 @@ class Rollout:
             old=Outputs(*(batch.select_response(column) for column in self.old)),  # [b, r] each
             texts=[],
             thoughts=[],
+            lower=None if self.lower is None else batch.select_states(self.lower),  # [b, t, H]
         )
+
+
+class LowerStates:
+    """Collects :attr:`Rollout.lower` from micro-batches, in any order.
+
+    Args:
+        rows: ``B``.
+        width: ``T``, at least the tokens of the longest row.
+    """
+
+    def __init__(self, rows: int, width: int) -> None:
+        self._rows, self._width = rows, width
+        self.states: Tensor | None = None
+        """``[B, T, H]``; None: none was put in yet."""
+
+    def put(self, batch: PackedBatch, states: Tensor) -> None:
+        """Copy the states of a micro-batch, ``[b, t, H]``, into their rows."""
+        if self.states is None:
+            self.states = states.new_zeros(self._rows, self._width, states.shape[-1])
+        self.states[batch.indices, : states.shape[1]] = states
 
 
 @dataclass(frozen=True)
@@ -136,6 +160,10 @@ def policy_outputs(
     each_batch: Callable[[], None] = lambda: None,
     mini_batches: int = 1,
     tokens: int | None = None,
+    *,
+    run_separate_critic: bool = True,
+    keep: LowerStates | None = None,
+    lower: Tensor | None = None,
 ) -> Outputs:
     """Compute outputs of the active adapter, one micro-batch at a time; 0 beyond a micro-batch's longest response.
 
@@ -150,6 +178,9 @@ def policy_outputs(
         each_batch: called before each micro-batch; what it raises ends the pass.
         mini_batches: number of consecutive parts that are cut into micro-batches separately.
         tokens: most tokens per forward pass, padding included, instead of so many responses.
+        run_separate_critic: False leaves out the pass of a critic with an adapter of its own, and its values are 0.
+        keep: collects the states below such a critic's adapter, where the active adapter is in no layer below it.
+        lower: such states, which its passes begin with.
     """
     columns = [torch.zeros(len(input_ids), responses, device=input_ids.device) for _ in Outputs._fields]  # [B, R] each
     lengths = lengths_of(attention_mask, responses)
@@ -158,12 +189,42 @@ def policy_outputs(
             each_batch()
             ids = batch.select_tokens(input_ids, responses)  # [b, p + r]
             attention = batch.select_tokens(attention_mask, responses)  # [b, p + r]
-            outputs = base.outputs(
-                ids, attention, batch.response, padded=batch.padded, width=batch.width
-            )  # [b, r] each
+            with nullcontext() if keep is None else base.keeping_lower_states(partial(keep.put, batch)):
+                outputs = base.outputs(
+                    ids,
+                    attention,
+                    batch.response,
+                    run_separate_critic=run_separate_critic,
+                    padded=batch.padded,
+                    width=batch.width,
+                    lower=None if lower is None else batch.select_states(lower),
+                )  # [b, r] each
             for column, values in zip(columns, outputs, strict=True):
                 column[batch.indices, : batch.response] = values
     return Outputs(*columns)
+
+
+@torch.no_grad()
+def lower_states(
+    base: SharedBase,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    responses: int,
+    micro_batch_size: int,
+    each_batch: Callable[[], None] = lambda: None,
+    tokens: int | None = None,
+) -> Tensor:
+    """Compute :attr:`Rollout.lower` by the layers below the critic's alone; arguments as :func:`policy_outputs`."""
+    lengths = lengths_of(attention_mask, responses)
+    kept = LowerStates(*input_ids.shape)
+    for batch in lengths.packed(range(len(input_ids)), micro_batch_size, input_ids.device, tokens):
+        each_batch()
+        ids = batch.select_tokens(input_ids, responses)  # [b, p + r]
+        attention = batch.select_tokens(attention_mask, responses)  # [b, p + r]
+        states = base.lower_states(ids, attention, batch.response, padded=batch.padded, width=batch.width)
+        kept.put(batch, states)  # [b, t, H]
+    assert kept.states is not None
+    return kept.states
 
 
 def sequence_sum(values: Tensor, mask: Tensor) -> Tensor:
@@ -236,6 +297,8 @@ class RolloutWorker:
         prompts: Sequence[Prompt],
         responses: Sequence[Sequence[int]],
         acting: AbstractContextManager[None] | None = None,
+        *,
+        run_critic: bool = True,
     ) -> Rollout:
         """2 score and 3 evaluate; the policy's own log-probabilities and values as well.
 
@@ -243,6 +306,7 @@ class RolloutWorker:
             prompts: ``B`` of them.
             responses: one per prompt.
             acting: context in which the model that sampled is active, where that was not the policy.
+            run_critic: False, where nobody reads the values: a separate critic's are 0.
 
         Raises:
             LeftEarly: a stop waits.
@@ -258,11 +322,14 @@ class RolloutWorker:
         # score: the reward model reads the responses as text
         micro_batch_size, tokens = self._batch_sizes.rollout_micro_batch_size, self._batch_sizes.micro_batch_tokens
         components = self._rewards.components(texts, responses, micro_batch_size, tokens)  # [B] each
-        # reference: log-probabilities without the policy's adapter
+        # reference: log-probabilities without the policy's adapter; on the way, what a critic in the upper layers
+        # reads, unless the reference has an adapter of its own
+        reads_lower = run_critic and self._base.below_critic > 0
+        shape = input_ids, attention_mask, width, micro_batch_size, self._leave
+        kept = LowerStates(*input_ids.shape) if reads_lower and self._base.reference_is_base else None
         with self._base.reference():
-            reference = policy_outputs(
-                self._base, input_ids, attention_mask, width, micro_batch_size, self._leave, tokens=tokens
-            )  # [B, R] each
+            reference = policy_outputs(self._base, *shape, tokens=tokens, keep=kept)  # [B, R] each
+        lower = kept.states if kept else lower_states(self._base, *shape, tokens) if reads_lower else None
         # old: those of the policy that sampled, in the update's micro-batches, so that its first ratio is exactly 1
         with acting or nullcontext():
             old = policy_outputs(
@@ -274,6 +341,8 @@ class RolloutWorker:
                 self._leave,
                 self._recipe.num_mini_batches,
                 tokens,
+                run_separate_critic=run_critic,
+                lower=lower,
             )  # [B, R] each
         return Rollout(
             input_ids=input_ids,
@@ -287,6 +356,7 @@ class RolloutWorker:
             thoughts=thoughts_of(
                 self._tokenizer, [prompt.ids for prompt in prompts], responses, [text.ended for text in texts]
             ),
+            lower=lower,
         )
 
     def fill_abstained(self, rollout: Rollout) -> Rollout:

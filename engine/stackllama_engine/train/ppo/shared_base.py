@@ -22,7 +22,7 @@ from ...contract.recipe import PPORecipe
 from .. import models, right_padding
 from ..fast_lora import FastLoraLinear, speed_up_lora
 from ..sharing import check_shares, own_base
-from . import head
+from . import head, upper_layers
 from .narrowed_adapter import narrowed
 
 if TYPE_CHECKING:
@@ -66,6 +66,9 @@ class SharedBase:
     ``value_adapter`` the head reads the policy's hidden states, detached. Either way nothing of the value loss reaches
     the policy, whose gradient it would outweigh and oppose once both share an adapter (measured: docs/results.md).
 
+    Where the critic's adapter is in the upper layers alone, the output of the layers below is the frozen base's own. It
+    is the same in every epoch, so that the critic's passes begin with states kept from scoring.
+
     Args:
         recipe: the PPO recipe.
         device: of model and heads.
@@ -81,6 +84,8 @@ class SharedBase:
     project, scale or cap. :mod:`.model_checks` finds out which."""
     masks_padding = False
     """Whether rows of different lengths get a mask; see :mod:`..right_padding`."""
+    below_critic = 0
+    """Number of layers below the critic's adapter, which its passes leave out; 0: they begin with the token ids."""
 
     def __init__(self, recipe: PPORecipe, device: torch.device) -> None:
         continued = Path(recipe.policy_adapter_path) if recipe.policy_adapter_path else None
@@ -105,6 +110,7 @@ class SharedBase:
         self.has_separate_critic = recipe.value_adapter
         self.reward_adapter = _reward_adapter(recipe)
         self._role = POLICY
+        self.below_critic = self._layers_below(recipe)
         if continued:
             self._continue_from(continued, recipe)
         if self.has_separate_critic:
@@ -124,6 +130,13 @@ class SharedBase:
     def trunk(self) -> nn.Module:
         """The transformer without its language-model head."""
         return self.base.get_decoder()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The trunk's layers, which were found where there is a :attr:`below_critic`."""
+        found = upper_layers.layers_of(self.trunk, int(self.base.config.get_text_config().num_hidden_layers))
+        assert found is not None
+        return found
 
     @property
     def base(self) -> "PreTrainedModel":
@@ -261,6 +274,7 @@ class SharedBase:
         run_separate_critic: bool = True,
         padded: bool = True,
         width: int | None = None,
+        lower: Tensor | None = None,
     ) -> Outputs:
         """Compute log-probabilities, values and entropy at the last ``responses`` positions.
 
@@ -274,6 +288,8 @@ class SharedBase:
                 values are 0; so they are of the reference.
             padded: False: the mask is known to be all ones.
             width: tokens of the longest row, if known.
+            lower: kept states that the separate critic's pass begins with, see :meth:`lower_states`; None: it computes
+                them itself.
         """
         before = self._before(input_ids, attention_mask, responses, padded, width)  # [B, R, H]
         tokens = input_ids[:, -responses:]  # [B, R]
@@ -283,7 +299,7 @@ class SharedBase:
             values = self._valued(before.detach())  # [B, R]; the value loss stops at the detached states
         elif run_separate_critic and self._role == POLICY:
             with self.adapter(CRITIC):
-                values = self.values(input_ids, attention_mask, responses, padded=padded, width=width)
+                values = self.values(input_ids, attention_mask, responses, padded=padded, width=width, lower=lower)
         else:
             values = torch.zeros_like(chosen.logprobs)
         return Outputs(chosen.logprobs, values, chosen.entropy)
@@ -296,9 +312,53 @@ class SharedBase:
         *,
         padded: bool = True,
         width: int | None = None,
+        lower: Tensor | None = None,
     ) -> Tensor:
         """Apply the value head to the active adapter's hidden states, ``[B, R]``; arguments as :meth:`outputs`."""
-        return self._valued(self._before(input_ids, attention_mask, responses, padded, width))
+        with nullcontext() if lower is None else self.beginning_with(lower):
+            before = self._before(input_ids, attention_mask, responses, padded, width)  # [B, R, H]
+        return self._valued(before)
+
+    def lower_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        responses: int,
+        *,
+        padded: bool = True,
+        width: int | None = None,
+    ) -> Tensor:
+        """Compute what the critic's lowest layer reads, by the layers below alone, ``[B, T, H]``, rows from the left.
+
+        Arguments as :meth:`outputs`.
+        """
+        kept: list[Tensor] = []
+        with (
+            self._without_adapter(),
+            upper_layers.without_upper(self.layers, self.below_critic),
+            self.keeping_lower_states(kept.append),
+        ):
+            self._before(input_ids, attention_mask, responses, padded, width)
+        return kept[0]
+
+    @property
+    def reference_is_base(self) -> bool:
+        """Whether the reference has no adapter, so that its lower layers' output is what the critic reads."""
+        return not self._continues
+
+    @contextmanager
+    def keeping_lower_states(self, keep: Callable[[Tensor], None]) -> Iterator[None]:
+        """Hand over the output of the layers below the critic's in every pass, ``[B, T, H]``, rows from the left."""
+        with upper_layers.keeping(self.layers, self.below_critic, keep):
+            yield
+
+    @contextmanager
+    def beginning_with(self, lower: Tensor) -> Iterator[None]:
+        """Let passes leave out the layers below the critic's, whose output is ``lower``, ``[B, T, H]``."""
+        # reentrant checkpointing runs a layer again only if its input has a gradient
+        states = lower.detach().requires_grad_(self.checkpointing and torch.is_grad_enabled())
+        with upper_layers.without_lower(self.layers, self.below_critic, states):
+            yield
 
     def _chosen_by_frozen_matrix(self, before: Tensor, tokens: Tensor) -> head.Chosen | None:
         """Compute them a few tokens at a time, for a head that is a plain frozen matrix; None for any other."""
@@ -370,6 +430,11 @@ class SharedBase:
         """
         models.set_adapter_state(self.model, state, adapter)
 
+    def critic_runs_whole(self, reason: str) -> None:
+        """Let the critic's passes begin with the token ids, because of a reason that is reported."""
+        self.below_critic = 0
+        self.report(f"the critic runs through all layers, which is slower and changes nothing else: {reason}")
+
     def add_adapter_from(self, path: Path, name: str) -> None:
         """Add a frozen adapter from its directory, without the heads that it may hold.
 
@@ -388,9 +453,10 @@ class SharedBase:
         A continued run's own, else the policy's that its value head was trained on, else the reward model's with its
         head, else a new one.
         """
+        continues = bool(continued and (continued / f"{VALUE_FILE}.safetensors").is_file())
         if continued and (continued / CRITIC).is_dir():
             self.add_adapter_from(continued / CRITIC, CRITIC)
-        elif continued and (continued / f"{VALUE_FILE}.safetensors").is_file():
+        elif continued and continues:
             self.add_adapter_from(continued, CRITIC)
         elif self.reward_adapter and recipe.value_head_init != "zero":
             self.add_adapter_from(self.reward_adapter, CRITIC)
@@ -406,6 +472,30 @@ class SharedBase:
             self.model.add_adapter(CRITIC, models.lora_config(recipe, "CAUSAL_LM", self.base.config.model_type))
             speed_up_lora(self.model)
             self._activate(POLICY)
+        if self.below_critic and continues:  # it keeps the layers that it was trained in
+            self.below_critic = min(self.below_critic, upper_layers.lowest_adapted(self.layers, CRITIC))
+        elif self.below_critic:
+            upper_layers.cut_adapter(self.model, self.layers, self.below_critic, CRITIC)
+
+    def _layers_below(self, recipe: PPORecipe) -> int:
+        """Return the number of layers below those of the recipe's critic.
+
+        Raises:
+            StageError: the base has not so many layers, or they are in no list.
+        """
+        if recipe.value_adapter_layers is None:
+            return 0
+        given = f"`value_adapter_layers: {recipe.value_adapter_layers}`"
+        depth = int(self.base.config.get_text_config().num_hidden_layers)
+        covered = recipe.critic_layers(depth)
+        if covered > depth:
+            raise StageError(f"{given}: {recipe.model_name_or_path} has {depth} layers; use fewer, or leave it empty.")
+        if upper_layers.layers_of(self.trunk, depth) is None:
+            raise StageError(
+                f"{given}: the layers of {self.base.config.model_type} are in no list, so that the upper ones cannot "
+                "be told from the others; leave it empty."
+            )
+        return depth - covered
 
     def _continue_from(self, path: Path, recipe: PPORecipe) -> None:
         identity = read_identity(path)
