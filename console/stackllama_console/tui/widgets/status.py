@@ -29,7 +29,7 @@ def head_line(reader: Reader, variables: Mapping[str, str], now: float, waiting:
     word = f"no sign for {span(now - (history.updated or now))}" if reader.phase == "silent" else ""
     text = Text().append_text(
         state_text(reader.phase, colours, word)
-    )  # as a span: a style of its own would be the line's
+    )  # as a span: its style would be the line's
     state: State | None = getattr(reader, "state", None)
     if waiting:
         text.append(f"  {waiting}", style="bold")
