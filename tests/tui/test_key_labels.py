@@ -83,6 +83,7 @@ WHERE = {
     "runs": ("runs",),
     "monitor": ("monitor",),
     "a chart": ("chart",),
+    "the log": ("log",),
     "launch": ("launch", "form", "budget"),
 }
 """First column of README's table of keys to the first words of the bindings' ids."""

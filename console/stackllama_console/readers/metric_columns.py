@@ -22,6 +22,8 @@ class _Rows(Struct, gc=False):
     """Events with the same names."""
 
     names: tuple[str, ...]
+    evaluates: bool
+    """Whether some were measured on held-out data."""
     steps: list[float] = []
     metrics: list[Mapping[str, float | None]] = []
 
@@ -54,17 +56,18 @@ class Columns:
         self._by_name: dict[str, _Column] = {}
         self._columns: dict[str, _Column] = {}  # by sanitised name
 
-    def add(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Add the values of one event; None is a gap."""
+    def add(self, step: int, metrics: Mapping[str, float | None]) -> bool:
+        """Add the values of one event, None is a gap; return whether some were measured on held-out data."""
         names = tuple(metrics)
         rows = self._current
         if rows is None or rows.names != names:
             rows = self._rows_of(names)
             if rows is None:
                 self._add_by_value(step, metrics)
-                return
+                return _evaluates(names)
         rows.steps.append(step)
         rows.metrics.append(metrics)
+        return rows.evaluates
 
     def flush(self) -> None:
         """Append what was added since to the series. Call it after each batch."""
@@ -92,7 +95,7 @@ class Columns:
             if rows is not None:
                 return rows
             if all(set(names).isdisjoint(others) for others in self._rows):
-                rows = self._current = self._rows[names] = _Rows(names)
+                rows = self._current = self._rows[names] = _Rows(names, _evaluates(names))
                 return rows
             self._drain()
             self._mixed = True
@@ -128,3 +131,7 @@ class Columns:
         if column is None and len(self._by_name) < NAMES:
             column = self._by_name[name] = self._columns.setdefault(one_line(name), _Column())
         return column
+
+
+def _evaluates(names: tuple[str, ...]) -> bool:
+    return any(name.startswith("eval") for name in names)

@@ -1,7 +1,7 @@
 """One run directory: its state, and the events of all its attempts folded into history and series."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from .file_stamp import Stamp
 from .metric_columns import Columns
 from .run_state import StateWatch
 from .series import Series
+from .timeline import RunEvent, Timeline
 
 _RUNNING = ("starting", "running", "stalled")
 _REREADS = 3  # per poll; a file that is replaced more often is read on at the next one
@@ -88,6 +89,11 @@ class RunReader:
         own = [f"{dropped} values are not shown: the run has too many metrics."] if dropped else []
         return [*self.history.health, *own]
 
+    @property
+    def events(self) -> Sequence[RunEvent]:
+        """What happened to the run, to be shown among the lines of its log."""
+        return self._timeline.events
+
     def eta(self, now: float) -> Eta | None:
         """Estimate the time left from the newest attempt's own steps; None unless it is running. See `eta`."""
         state = self.state
@@ -117,6 +123,7 @@ class RunReader:
         self._metrics = Columns()
         self._memory = Columns()
         self._pace = Pace()
+        self._timeline = Timeline()
         self._readers: dict[int, EventReader] = {}
         self._journals: dict[int, EventReader] = {}
         """The supervisors' health files, by attempt."""
@@ -182,7 +189,7 @@ class RunReader:
         for batch in reader.read_batches():
             if reader.restarts:
                 break
-            self._apply(batch, is_newest=attempt == self.attempts[-1])
+            self._apply(batch, attempt)
             changed = True
         return changed or bad_lines != reader.bad_lines, not reader.restarts
 
@@ -194,31 +201,37 @@ class RunReader:
             return True, False
         for notice in notices:
             self._history.add_notice(notice)
+            self._timeline.add(notice, attempt)
         if notices:
+            self._timeline.publish()
             self.history = self._snapshot()
         return bool(notices), True
 
     def _cannot_read(self, error: OSError) -> None:
         self._unreadable = one_line(f"{error.filename or self.run.path} cannot be read: {error.strerror}.")
 
-    def _apply(self, batch: list[Record], *, is_newest: bool) -> None:
+    def _apply(self, batch: list[Record], attempt: int) -> None:
         """Fold a batch of an attempt's events: facts one by one, values of metrics and memory as columns."""
         if not batch:
             return
-        history = self._history
+        history, timeline, is_newest = self._history, self._timeline, attempt == self.attempts[-1]
         for event in batch:
             history.apply_facts(event)
             match event.kind:
                 case "metrics" if metrics := event.metrics:
-                    self._metrics.add(history.step, metrics)
+                    if self._metrics.add(history.step, metrics):
+                        timeline.add_evaluation(event.time, history.step, metrics, attempt)
                 case "memory" if metrics := event.metrics:
                     self._memory.add(history.step, metrics)
                 case "progress" if is_newest and event.step is not None:
                     self._pace.add(event.time, event.step)
+                case "phase" | "checkpoint" | "health" | "request" | "end":
+                    timeline.add(event, attempt)
                 case _:
                     pass
         self._metrics.flush()
         self._memory.flush()
+        timeline.publish()
         self.history = self._snapshot()
 
     def _snapshot(self) -> History:

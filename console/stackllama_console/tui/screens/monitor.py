@@ -180,8 +180,8 @@ class MonitorScreen(ConsoleScreen):
             self._show_charts()
             self._show_side()
         self._show_state(update)
-        if update.log:
-            self.query_one(LogPanel).show(update.log)
+        if update.log or update.run:
+            self.query_one(LogPanel).show(self.watched.log, self.watched.events)
 
     @property
     def watched(self) -> Watched:
