@@ -21,6 +21,7 @@ import msgspec
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("console", "engine", "benchmarks")]
 
 from console_charts import redraw  # noqa: E402
+from console_keys import keys  # noqa: E402
 from console_live import charts, flood, hour  # noqa: E402
 from console_measurement import TINY, Measurement, Sizes, busy, machine, say  # noqa: E402
 from console_start import first_paint, idle, million  # noqa: E402
@@ -33,6 +34,7 @@ MEASUREMENTS: dict[str, Callable[[Path, Sizes], list[Measurement]]] = {
     "million": million,
     "charts": charts,
     "log": flood,
+    "keys": keys,
     "trainer": trainer,
     "hour": hour,
 }

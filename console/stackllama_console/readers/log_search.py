@@ -12,9 +12,9 @@ from .log_file import BLOCK, LogFile
 from .log_levels import RANK, Level
 from .logs import LONGEST, LogReader, lines_of
 
-MOST = 1_000_000
+MOST = 100_000
 """Matches; a search that has found as many ends."""
-_BLOCKS = 4
+_BLOCKS = 8
 """Searched in one step: hundredths of a second."""
 _PLAIN = bytes([*range(32, 127), 10])
 

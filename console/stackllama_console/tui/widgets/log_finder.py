@@ -51,8 +51,10 @@ class LogFinder:
             found = f"searching {search.share:.0%}, {count} matches"
         elif not len(search):
             found = "no match in the whole log"
+        elif position and not search.is_full:
+            found = f"match {position:,} of {count}"
         else:
-            found = f"match {position:,} of {count}" if position else f"{count} matches"
+            found = f"{count} matches"
         return f"{found}: {one_line(self._text)}"
 
     def begin(self, reader: LogReader | None, text: str, minimum: Level, below: int | None) -> None:
