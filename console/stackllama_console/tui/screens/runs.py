@@ -20,6 +20,7 @@ from ..run_actions import RunActions
 from ..run_keys import advice_of_run, run_keys
 from ..screen import ConsoleScreen
 from ..state_style import state_text
+from ..widgets.fast_table import FastTable
 from ..widgets.status import now
 from ..widgets.text_lines import TextLines
 from ..widgets.typed_ahead import KeyTaker, TypedAhead
@@ -57,7 +58,7 @@ def _widths(columns: tuple[str, ...], rows: Iterable[tuple[Text, ...]]) -> tuple
     return tuple(widths)
 
 
-class RunsTable(DataTable[Text]):
+class RunsTable(FastTable):
     """A table of runs; its cursor keys have names of our own."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
