@@ -186,11 +186,16 @@ class RunReader:
         """Read on in an attempt's events; returns as `_read_on`."""
         reader = self._readers[attempt]
         changed, bad_lines = False, reader.bad_lines
-        for batch in reader.read_batches():
-            if reader.restarts:
-                break
-            self._apply(batch, attempt)
-            changed = True
+        try:
+            for batch in reader.read_batches():
+                if reader.restarts:
+                    break
+                self._apply(batch, attempt)
+                changed = True
+        finally:
+            if changed:
+                self._timeline.publish()
+                self.history = self._snapshot()
         return changed or bad_lines != reader.bad_lines, not reader.restarts
 
     def _read_journal(self, attempt: int) -> tuple[bool, bool]:
@@ -211,28 +216,57 @@ class RunReader:
         self._unreadable = one_line(f"{error.filename or self.run.path} cannot be read: {error.strerror}.")
 
     def _apply(self, batch: list[Record], attempt: int) -> None:
-        """Fold a batch of an attempt's events: facts one by one, values of metrics and memory as columns."""
+        """Fold a batch of an attempt's events: values of metrics and memory as columns, the rest as `History` does.
+
+        Written out for the kinds that a million events are of; `History.apply_facts` is for the others.
+        """
         if not batch:
             return
-        history, timeline, is_newest = self._history, self._timeline, attempt == self.attempts[-1]
+        history, step = self._history, self._history.step
+        phases: list[Record] = []
+        progress: list[Record] = []
         for event in batch:
-            history.apply_facts(event)
-            match event.kind:
-                case "metrics" if metrics := event.metrics:
-                    if self._metrics.add(history.step, metrics):
-                        timeline.add_evaluation(event.time, history.step, metrics, attempt)
-                case "memory" if metrics := event.metrics:
-                    self._memory.add(history.step, metrics)
-                case "progress" if is_newest and event.step is not None:
-                    self._pace.add(event.time, event.step)
-                case "phase" | "checkpoint" | "health" | "request" | "end":
-                    timeline.add(event, attempt)
-                case _:
-                    pass
+            if event.step is not None:
+                step = event.step
+            kind = event.kind
+            if kind == "phase":
+                phases.append(event)
+            elif kind == "progress":
+                progress.append(event)
+            elif event.metrics:
+                self._apply_values(event, event.metrics, step, attempt)
+            elif kind != "samples":
+                history.apply_facts(event)
+                self._timeline.add(event, attempt)
+        self._apply_phases(phases, attempt)
+        self._apply_progress(progress, attempt)
+        history.step, history.updated = step, batch[-1].time
         self._metrics.flush()
         self._memory.flush()
-        timeline.publish()
-        self.history = self._snapshot()
+
+    def _apply_values(self, event: Record, values: dict[str, float | None], step: int, attempt: int) -> None:
+        if event.kind == "metrics":
+            if self._metrics.add(step, values):
+                self._timeline.add_evaluation(event.time, step, values, attempt)
+        elif event.kind == "memory":
+            self._memory.add(step, values)
+            self._history.apply_facts(event)
+
+    def _apply_phases(self, phases: list[Record], attempt: int) -> None:
+        timeline = self._timeline
+        for event in phases:
+            if not timeline.is_step(event.phase, attempt):
+                timeline.add(event, attempt)
+        if phases:
+            self._history.apply_facts(phases[-1])
+
+    def _apply_progress(self, progress: list[Record], attempt: int) -> None:
+        is_newest, add = attempt == self.attempts[-1], self._pace.add
+        for event in progress:
+            if event.total_steps is not None:
+                self._history.total_steps = event.total_steps
+            if is_newest and event.step is not None:
+                add(event.time, event.step)
 
     def _snapshot(self) -> History:
         """Copy the history for readers: the next poll does not touch it, and everything in it is sanitised."""

@@ -44,13 +44,13 @@ class Timeline:
         self._changed = False
         self._in_steps: dict[int, bool] = {}
 
+    def is_step(self, phase: str | None, attempt: int) -> bool:
+        """Return whether a phase is one that a step goes through while steps are done already."""
+        was, self._in_steps[attempt] = self._in_steps.get(attempt, False), phase in _STEPS
+        return was and phase in _STEPS
+
     def add(self, event: Event | Record, attempt: int) -> None:
-        """Add an event, unless it is one that comes with every step."""
-        if event.kind == "phase":
-            was, now = self._in_steps.get(attempt, False), event.phase in _STEPS
-            self._in_steps[attempt] = now
-            if was and now:
-                return
+        """Add an event, where it is of a kind that is shown."""
         if text := _text(event):
             self._insert(RunEvent(event.time, attempt, event.log, text))
 
