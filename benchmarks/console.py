@@ -24,7 +24,7 @@ from console_charts import redraw  # noqa: E402
 from console_keys import keys  # noqa: E402
 from console_live import charts, flood, hour  # noqa: E402
 from console_measurement import TINY, Measurement, Sizes, busy, machine, say  # noqa: E402
-from console_start import first_paint, idle, million  # noqa: E402
+from console_start import first_paint, idle, million, values  # noqa: E402
 from console_trainer import trainer  # noqa: E402
 
 MEASUREMENTS: dict[str, Callable[[Path, Sizes], list[Measurement]]] = {
@@ -32,6 +32,7 @@ MEASUREMENTS: dict[str, Callable[[Path, Sizes], list[Measurement]]] = {
     "idle": idle,
     "redraw": redraw,
     "million": million,
+    "values": values,
     "charts": charts,
     "log": flood,
     "keys": keys,

@@ -22,9 +22,9 @@ def texts(timeline: Timeline) -> list[str]:
 
 def test_steps_are_one_event_and_the_rest_in_words() -> None:
     timeline = Timeline()
-    for index, phase in enumerate(["load", "rollout", "score", "update", "rollout", "update", "save", "rollout"]):
-        if not timeline.is_step(phase, 1):
-            timeline.add(event("phase", index, phase=phase), 1)
+    phases = ["load", "rollout", "score", "update", "rollout", "update", "save", "rollout"]
+    timeline.add_phases([event("phase", index, phase=phase) for index, phase in enumerate(phases[:4])], 1)
+    timeline.add_phases([event("phase", index, phase=phase) for index, phase in enumerate(phases)][4:], 1)
     timeline.add(event("phase", 10, phase="waiting", data={"reason": "3 GB\x1b[2J missing"}), 1)
     timeline.add(event("checkpoint", 11, step=50, data={"path": "checkpoints/50"}), 1)
     timeline.add_evaluation(12, 50, {"loss": 1.0, "eval_loss": 0.5, "eval_accuracy": None}, 1)

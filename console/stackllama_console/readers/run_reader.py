@@ -238,7 +238,9 @@ class RunReader:
             elif kind != "samples":
                 history.apply_facts(event)
                 self._timeline.add(event, attempt)
-        self._apply_phases(phases, attempt)
+        if phases:
+            history.apply_facts(phases[-1])
+            self._timeline.add_phases(phases, attempt)
         self._apply_progress(progress, attempt)
         history.step, history.updated = step, batch[-1].time
         self._metrics.flush()
@@ -251,14 +253,6 @@ class RunReader:
         elif event.kind == "memory":
             self._memory.add(step, values)
             self._history.apply_facts(event)
-
-    def _apply_phases(self, phases: list[Record], attempt: int) -> None:
-        timeline = self._timeline
-        for event in phases:
-            if not timeline.is_step(event.phase, attempt):
-                timeline.add(event, attempt)
-        if phases:
-            self._history.apply_facts(phases[-1])
 
     def _apply_progress(self, progress: list[Record], attempt: int) -> None:
         is_newest, add = attempt == self.attempts[-1], self._pace.add

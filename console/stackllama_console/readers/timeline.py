@@ -6,7 +6,7 @@ evaluation, stands with the event before it; those of older runs stand after the
 
 import bisect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -44,10 +44,15 @@ class Timeline:
         self._changed = False
         self._in_steps: dict[int, bool] = {}
 
-    def is_step(self, phase: str | None, attempt: int) -> bool:
-        """Return whether a phase is one that a step goes through while steps are done already."""
-        was, self._in_steps[attempt] = self._in_steps.get(attempt, False), phase in _STEPS
-        return was and phase in _STEPS
+    def add_phases(self, phases: Iterable[Record], attempt: int) -> None:
+        """Add phases in order, but not those that a step goes through while steps are done already."""
+        in_steps = self._in_steps.get(attempt, False)
+        for event in phases:
+            is_step = event.phase in _STEPS
+            if not (in_steps and is_step):
+                self.add(event, attempt)
+            in_steps = is_step
+        self._in_steps[attempt] = in_steps
 
     def add(self, event: Event | Record, attempt: int) -> None:
         """Add an event, where it is of a kind that is shown."""
