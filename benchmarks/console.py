@@ -5,7 +5,7 @@
     python benchmarks/console.py hour --real-hour   # one hour of a live run in one hour
     python benchmarks/console.py --tiny             # whether it still runs, in under a minute; no bound counts
 
-Needs ``pyte`` (in the ``dev`` extra) and Linux. Everything runs as real processes in a pseudo-terminal of 120 × 40
+Needs ``pyte`` (in the ``dev`` extra) and Linux; ``leet`` needs ``wandb`` as well. Everything runs as real processes in a pseudo-terminal of 120 × 40
 whose output is read and counted. Other load on the machine makes times longer, on both sides: look at the ratios.
 Exit code 1 when a bound is not kept.
 """
@@ -22,6 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("co
 
 from console_charts import redraw  # noqa: E402
 from console_keys import keys  # noqa: E402
+from console_leet import leet  # noqa: E402
 from console_live import charts, flood, hour  # noqa: E402
 from console_measurement import TINY, Measurement, Sizes, busy, machine, say  # noqa: E402
 from console_start import first_paint, idle, million, values  # noqa: E402
@@ -36,6 +37,7 @@ MEASUREMENTS: dict[str, Callable[[Path, Sizes], list[Measurement]]] = {
     "charts": charts,
     "log": flood,
     "keys": keys,
+    "leet": leet,
     "trainer": trainer,
     "hour": hour,
 }

@@ -54,6 +54,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
         log_lines: lines of its log.
         points: of the long chart, whose redraw is compared with one of a thousandth (at least 100) of it.
         events: of the long runs.
+        leet_steps: of the run that is opened beside LEET.
         history: points of the live charts.
         work: steps of a trainer's round.
         warm: seconds until the first reads and paints are over.
@@ -74,6 +75,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
     log_lines: int = 1_000_000
     points: int = 1_000_000
     events: int = 1_000_000
+    leet_steps: int = 200_000
     history: int = 20_000
     work: int = 250
     warm: float = 6.0
@@ -95,6 +97,7 @@ TINY = Sizes(
     log_lines=2_000,
     points=10_000,
     events=1_000,
+    leet_steps=1_000,
     history=100,
     work=2,
     warm=0.5,

@@ -158,21 +158,25 @@ def long_sft(home: Home, name: str, events: int, last: float) -> RunDir:
     run = make_run(home, Stage.SFT, name, "finished")
     steps, noise, writer = events // 2, random.Random(0), events_of(run)
     for step in range(1, steps + 1):
-        loss = last if step == steps else 2 * math.exp(-3 * step / steps) + noise.random() / 10
-        writer.write("progress", step=step, total_steps=steps)
-        writer.write(
-            "metrics",
-            step=step,
-            metrics={
-                "loss": loss,
-                "learning_rate": 1e-4 * (1 - step / steps),
-                "grad_norm": noise.random(),
-                "mean_token_accuracy": 0.5 + noise.random() / 10,
-            },
-        )
+        write_sft_step(writer, step, steps, noise, last if step == steps else None)
     writer.close()
     (run.attempt_dir(1) / "log.txt").write_text("done\n")
     return run
+
+
+def write_sft_step(writer: EventWriter, step: int, total: int, noise: random.Random, loss: float | None = None) -> None:
+    """Write progress and the four metrics of a step."""
+    writer.write("progress", step=step, total_steps=total)
+    writer.write(
+        "metrics",
+        step=step,
+        metrics={
+            "loss": 2 * math.exp(-3 * step / total) + noise.random() / 10 if loss is None else loss,
+            "learning_rate": 1e-4 * (1 - step / total),
+            "grad_norm": noise.random(),
+            "mean_token_accuracy": 0.5 + noise.random() / 10,
+        },
+    )
 
 
 def file_size(run: RunDir) -> int:

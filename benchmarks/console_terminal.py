@@ -172,9 +172,9 @@ class Terminal:
 
     # its costs
 
-    def cpu(self) -> float:
-        """Return the seconds of processor time it has used."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+    def cpu(self, process: int | None = None) -> float:
+        """Return the seconds of processor time it has used, or another process that it started."""
+        fields = Path(f"/proc/{process or self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
     def cpu_exact(self) -> float:
