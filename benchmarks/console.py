@@ -5,8 +5,9 @@
     python benchmarks/console.py hour --real-hour   # one hour of a live run in one hour
     python benchmarks/console.py --tiny             # whether it still runs, in under a minute; no bound counts
 
-Needs ``pyte`` (in the ``dev`` extra) and Linux; ``leet`` needs ``wandb`` as well. Everything runs as real processes in a pseudo-terminal of 120 × 40
-whose output is read and counted. Other load on the machine makes times longer, on both sides: look at the ratios.
+Needs ``pyte`` (in the ``dev`` extra) and Linux; ``leet`` needs ``wandb``. Everything runs as real processes in a
+pseudo-terminal of 120 × 40 whose output is read and counted. Other load on the machine makes times longer, on both
+sides: look at the ratios.
 Exit code 1 when a bound is not kept.
 """
 
