@@ -12,7 +12,6 @@ from stackllama_engine.contract.history import History
 from stackllama_engine.contract.requests import WAITING_FOR_ROOM
 from stackllama_engine.contract.run_dir import ENDED, RUN_ID, Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.repair import stage_of
 
 from ..readings import Reading, read_launch, read_result, recent_history
 from ..sanitise import one_line
@@ -192,6 +191,8 @@ class _Watched:
         return error.replace(f"{one_line(str(self.run.path))}/", "") if error else error
 
     def _damaged_row(self) -> Row:
+        from stackllama_engine.launch.repair import stage_of  # needed for few runs, and long to import
+
         return Row(
             id=self.row.id,
             path=self.run.path,
