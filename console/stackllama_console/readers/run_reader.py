@@ -12,7 +12,7 @@ from stackllama_engine.contract.run_dir import HEALTH_FILE, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
 from ..sanitise import one_line
-from .eta import Eta, Pace, estimate
+from .eta import KEPT, Eta, Pace, estimate
 from .file_stamp import Stamp
 from .metric_columns import Columns
 from .run_state import StateWatch
@@ -20,6 +20,7 @@ from .series import Series
 from .timeline import RunEvent, Timeline
 
 _RUNNING = ("starting", "running", "stalled")
+_PACED = 4 * KEPT  # records of progress per batch that the pace is told from: it keeps the newest
 _REREADS = 3  # per poll; a file that is replaced more often is read on at the next one
 
 
@@ -255,12 +256,12 @@ class RunReader:
             self._history.apply_facts(event)
 
     def _apply_progress(self, progress: list[Record], attempt: int) -> None:
-        is_newest, add = attempt == self.attempts[-1], self._pace.add
-        for event in progress:
-            if event.total_steps is not None:
-                self._history.total_steps = event.total_steps
-            if is_newest and event.step is not None:
-                add(event.time, event.step)
+        totals = (event.total_steps for event in reversed(progress) if event.total_steps is not None)
+        self._history.total_steps = next(totals, self._history.total_steps)
+        if attempt == self.attempts[-1]:
+            for event in progress[-_PACED:]:
+                if event.step is not None:
+                    self._pace.add(event.time, event.step)
 
     def _snapshot(self) -> History:
         """Copy the history for readers: the next poll does not touch it, and everything in it is sanitised."""
