@@ -1,13 +1,14 @@
 """From a key to the settled screen: the list of 500 runs, a run of 100,000 events, its log of a million lines."""
 
 import math
+import re
 import time
 from pathlib import Path
 
 import console_marks as marks
 from console_measurement import Measurement, Sizes, median, say, spread
 from console_runs import home_of_runs, long_ppo, make_old
-from console_terminal import CONSOLE, Terminal
+from console_terminal import CONSOLE, Mark, Terminal
 from msgspec import Struct
 
 from stackllama_engine.contract.stages import Stage
@@ -33,16 +34,17 @@ class Pressed(Struct):
     seconds: dict[str, list[float]] = {}
     cpu: dict[str, list[float]] = {}
 
-    def press(self, terminal: Terminal, where: str, key: str, mark: str = "") -> float:
-        """Press a key; return the seconds until all was drawn. With a mark only what comes before it counts."""
+    def press(self, terminal: Terminal, where: str, key: str, *result: Mark) -> float:
+        """Press a key; return the seconds until all was drawn. With a result, what comes after it does not count."""
         cpu = terminal.cpu_exact()
         pressed = terminal.send(key)
-        first = terminal.wait_for(mark) if mark else 0.0
+        first = terminal.wait_for(*result) if result else 0.0
         settled = _settled(terminal, pressed)
         if key != _ESCAPE:
             name = f"{where} {_NAMES.get(key, key)}"
             self.seconds.setdefault(name, []).append((first or settled) - pressed)
-            self.cpu.setdefault(name, []).append(terminal.cpu_exact() - cpu)
+            if not result:  # a search goes on in the background
+                self.cpu.setdefault(name, []).append(terminal.cpu_exact() - cpu)
         return settled - pressed
 
 
@@ -69,7 +71,7 @@ def keys(scratch: Path, sizes: Sizes) -> list[Measurement]:
                     pressed.press(terminal, where, key)
             for index, key in enumerate(SEARCH):
                 typed = _RARE[:index] if key in _RARE else ""
-                took = pressed.press(terminal, "search", key, f": {typed}" if typed else "")
+                took = pressed.press(terminal, "search", key, *(_result(typed) if typed else ()))
                 searched += [took] if typed else []
     at_99, cpu_99 = _at_99(pressed.seconds), _at_99(pressed.cpu)
     count = sum(map(len, pressed.seconds.values()))
@@ -88,6 +90,11 @@ def keys(scratch: Path, sizes: Sizes) -> list[Measurement]:
             ],
         )
     ]
+
+
+def _result(typed: str) -> tuple[Mark, Mark]:
+    """Return what is seen when a text has been found: how far the search is, and the line with the match."""
+    return re.compile(rf"(?:\d|matches): {typed}(?!\w)"), re.compile(rf"[ IW]>.*{typed}", re.IGNORECASE)
 
 
 def _at_99(values: dict[str, list[float]]) -> float:

@@ -152,7 +152,8 @@ class LogView(Widget, can_focus=True):
         if rows.is_whole or reader is None or not len(rows):
             return f"line {min(self._top.line + 1, len(rows)):,} of {len(rows):,}"
         place = rows[min(self._top.line, len(rows) - 1)].place
-        return f"{(place - reader.base) / max(1, reader.end - reader.base):.0%} of the log"
+        share = (place - reader.base) / max(1, reader.end - reader.base)
+        return f"{min(1.0, max(0.0, share)):.0%} of the log"
 
     # what changes it
 
