@@ -43,7 +43,7 @@ class Pressed(Struct):
         if key != _ESCAPE:
             name = f"{where} {_NAMES.get(key, key)}"
             self.seconds.setdefault(name, []).append((first or settled) - pressed)
-            if not result:  # a search goes on in the background
+            if not result:  # a search continues in the background
                 self.cpu.setdefault(name, []).append(terminal.cpu_exact() - cpu)
         return settled - pressed
 

@@ -93,7 +93,7 @@ def test_nearest_matches_come_first_and_progress_is_told(log: Path, monkeypatch:
     assert search.share == 1 and len(search) == 1000 and search.position(0) == 1
 
 
-def test_search_goes_on_with_the_file(log: Path) -> None:
+def test_search_follows_the_file(log: Path) -> None:
     reader = reader_of(log, "needle\nother\n")
     search = finished(LogSearch(reader, "needle"))
     with log.open("a") as file:
