@@ -43,6 +43,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     for module in (log_file, log_search):
         monkeypatch.setattr(module, "BLOCK", size)
     monkeypatch.setattr(log_file, "_PAGE", size)
+    monkeypatch.setattr(log_search, "_BLOCKS", 4)
 
 
 def test_lines_that_are_no_longer_kept_are_found(log: Path) -> None:

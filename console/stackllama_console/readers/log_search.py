@@ -71,6 +71,8 @@ class LogSearch:
         try:
             with LogFile.of(self._reader) as file:
                 for _ in range(_BLOCKS):
+                    if self.is_full:
+                        break
                     if self._next < self._reader.end:
                         self._search_on(file)
                     elif self._back > self.base:
