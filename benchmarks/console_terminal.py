@@ -89,6 +89,8 @@ class Terminal:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        with suppress(ProcessLookupError):  # what it started and left: LEET's launcher does
+            os.killpg(self.process.pid, signal.SIGKILL)
         self._reader.join(10)
         if self._master >= 0:
             os.close(self._master)
