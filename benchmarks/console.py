@@ -5,8 +5,9 @@
     python benchmarks/console.py hour --real-hour   # one hour of a live run in one hour
     python benchmarks/console.py --tiny             # whether it still runs, in under a minute; no bound counts
 
-Needs ``pyte`` (in the ``dev`` extra) and Linux. Everything runs as real processes in a pseudo-terminal of 120 × 40
-whose output is read and counted. Other load on the machine makes times longer, on both sides: look at the ratios.
+Needs ``pyte`` (in the ``dev`` extra) and Linux; ``leet`` needs ``wandb``. Everything runs as real processes in a
+pseudo-terminal of 120 × 40 whose output is read and counted. Other load on the machine makes times longer, on both
+sides: look at the ratios.
 Exit code 1 when a bound is not kept.
 """
 
@@ -21,9 +22,11 @@ import msgspec
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("console", "engine", "benchmarks")]
 
 from console_charts import redraw  # noqa: E402
+from console_keys import keys  # noqa: E402
+from console_leet import leet  # noqa: E402
 from console_live import charts, flood, hour  # noqa: E402
 from console_measurement import TINY, Measurement, Sizes, busy, machine, say  # noqa: E402
-from console_start import first_paint, idle, million  # noqa: E402
+from console_start import first_paint, idle, million, values  # noqa: E402
 from console_trainer import trainer  # noqa: E402
 
 MEASUREMENTS: dict[str, Callable[[Path, Sizes], list[Measurement]]] = {
@@ -31,8 +34,11 @@ MEASUREMENTS: dict[str, Callable[[Path, Sizes], list[Measurement]]] = {
     "idle": idle,
     "redraw": redraw,
     "million": million,
+    "values": values,
     "charts": charts,
     "log": flood,
+    "keys": keys,
+    "leet": leet,
     "trainer": trainer,
     "hour": hour,
 }

@@ -49,8 +49,12 @@ class Sizes(Struct, frozen=True, kw_only=True):
         redraws: redraws of each chart.
         rounds: rounds of a trainer's work, alone and watched.
         runs: finished runs of the home that is listed.
+        many_runs: runs of the home whose keys are pressed.
+        many_events: events of the run that is looked at there.
+        log_lines: lines of its log.
         points: of the long chart, whose redraw is compared with one of a thousandth (at least 100) of it.
         events: of the long runs.
+        leet_steps: of the run that is opened beside LEET.
         history: points of the live charts.
         work: steps of a trainer's round.
         warm: seconds until the first reads and paints are over.
@@ -66,8 +70,12 @@ class Sizes(Struct, frozen=True, kw_only=True):
     redraws: int = 30
     rounds: int = 15
     runs: int = 20
+    many_runs: int = 500
+    many_events: int = 100_000
+    log_lines: int = 1_000_000
     points: int = 1_000_000
     events: int = 1_000_000
+    leet_steps: int = 200_000
     history: int = 20_000
     work: int = 250
     warm: float = 6.0
@@ -84,8 +92,12 @@ TINY = Sizes(
     redraws=2,
     rounds=2,
     runs=3,
+    many_runs=20,
+    many_events=1_000,
+    log_lines=2_000,
     points=10_000,
     events=1_000,
+    leet_steps=1_000,
     history=100,
     work=2,
     warm=0.5,

@@ -5,6 +5,8 @@ import random
 import time
 from pathlib import Path
 
+from msgspec import structs
+
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, Phase, RunDir, State
@@ -105,18 +107,26 @@ def write_step(writer: EventWriter, step: int, total: int, noise: random.Random,
     return RECORDS_PER_STEP
 
 
-def home_of_runs(path: Path, count: int = 20) -> Home:
-    """Make a home of finished runs of three stages, 200 steps each."""
+def make_old(home: Home, days: int = 40) -> None:
+    """Date the runs of a home back, so that none of the ages in the list changes while it is looked at."""
+    for run in home.unsorted_runs():
+        state = run.read_state()
+        moved = {name: getattr(state, name) for name in ("created", "started", "ended")}
+        run.write_state(structs.replace(state, **{name: at and at - days * 86400 for name, at in moved.items()}))
+
+
+def home_of_runs(path: Path, count: int = 20, steps: int = 200) -> Home:
+    """Make a home of finished runs of three stages."""
     home = Home(path)
     noise = random.Random(0)
     for index in range(count):
         stage = (Stage.SFT, Stage.REWARD, Stage.PPO)[index % 3]
         run = make_run(home, stage, f"{stage.value}-{index:02d}", "finished")
         writer = events_of(run)
-        for step in range(1, 201):
-            writer.write("progress", step=step, total_steps=200)
+        for step in range(1, steps + 1):
+            writer.write("progress", step=step, total_steps=steps)
             if stage is Stage.PPO:
-                writer.write("metrics", step=step, metrics=metrics_at(step, 200, noise))
+                writer.write("metrics", step=step, metrics=metrics_at(step, steps, noise))
             else:
                 writer.write("metrics", step=step, metrics={"loss": 2 - step / 200, "accuracy": 0.5 + step / 500})
         writer.write("end", data={"exit_code": 0})
@@ -148,21 +158,25 @@ def long_sft(home: Home, name: str, events: int, last: float) -> RunDir:
     run = make_run(home, Stage.SFT, name, "finished")
     steps, noise, writer = events // 2, random.Random(0), events_of(run)
     for step in range(1, steps + 1):
-        loss = last if step == steps else 2 * math.exp(-3 * step / steps) + noise.random() / 10
-        writer.write("progress", step=step, total_steps=steps)
-        writer.write(
-            "metrics",
-            step=step,
-            metrics={
-                "loss": loss,
-                "learning_rate": 1e-4 * (1 - step / steps),
-                "grad_norm": noise.random(),
-                "mean_token_accuracy": 0.5 + noise.random() / 10,
-            },
-        )
+        write_sft_step(writer, step, steps, noise, last if step == steps else None)
     writer.close()
     (run.attempt_dir(1) / "log.txt").write_text("done\n")
     return run
+
+
+def write_sft_step(writer: EventWriter, step: int, total: int, noise: random.Random, loss: float | None = None) -> None:
+    """Write progress and the four metrics of a step."""
+    writer.write("progress", step=step, total_steps=total)
+    writer.write(
+        "metrics",
+        step=step,
+        metrics={
+            "loss": 2 * math.exp(-3 * step / total) + noise.random() / 10 if loss is None else loss,
+            "learning_rate": 1e-4 * (1 - step / total),
+            "grad_norm": noise.random(),
+            "mean_token_accuracy": 0.5 + noise.random() / 10,
+        },
+    )
 
 
 def file_size(run: RunDir) -> int:

@@ -12,6 +12,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyte
@@ -88,6 +89,8 @@ class Terminal:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        with suppress(ProcessLookupError):  # what it started and left: LEET's launcher does
+            os.killpg(self.process.pid, signal.SIGKILL)
         self._reader.join(10)
         if self._master >= 0:
             os.close(self._master)
@@ -171,10 +174,18 @@ class Terminal:
 
     # its costs
 
-    def cpu(self) -> float:
-        """Return the seconds of processor time it has used."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+    def cpu(self, process: int | None = None) -> float:
+        """Return the seconds of processor time it has used, or another process that it started."""
+        fields = Path(f"/proc/{process or self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def cpu_exact(self) -> float:
+        """Return the same of its threads that are alive, to the nanosecond."""
+        total = 0
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            with suppress(OSError):  # a thread that ends meanwhile
+                total += int((task / "schedstat").read_text().split()[0])
+        return total / 1e9
 
     def rss(self) -> int:
         """Return its resident bytes now."""

@@ -2,6 +2,8 @@
 
     console_writer.py live HOME ID HISTORY STEPS_PER_SECOND LINES_PER_STEP [STEPS_BETWEEN_METRICS]
         a PPO run that continues until stdin is closed
+    console_writer.py four HOME ID HISTORY STEPS_PER_SECOND
+        an SFT run of four metrics and nothing else that continues until stdin is closed
     console_writer.py burst HOME ID LINES_PER_SECOND SECONDS
         a flood of dated log lines, started by a line on stdin
     console_writer.py work HOME ID STEPS
@@ -25,7 +27,7 @@ import msgspec
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("console", "engine", "benchmarks")]
 
-from console_runs import events_of, make_run, write_step  # noqa: E402
+from console_runs import events_of, make_run, write_sft_step, write_step  # noqa: E402
 
 from stackllama_engine.contract.run_dir import Home, RunDir  # noqa: E402
 from stackllama_engine.contract.stages import Stage  # noqa: E402
@@ -43,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             return main(["burst", folder, "tiny", "100", "0.2"])
     kind, home, name, *numbers = words
-    run = make_run(Home(Path(home)), Stage.PPO, name, "running")
+    run = make_run(Home(Path(home)), Stage.SFT if kind == "four" else Stage.PPO, name, "running")
     run.acquire_lock()  # held until the end of the process
-    {"live": live, "burst": burst, "work": work}[kind](run, *map(float, numbers))
+    {"live": live, "four": four, "burst": burst, "work": work}[kind](run, *map(float, numbers))
     return 0
 
 
@@ -71,6 +73,19 @@ def live(run: RunDir, history: float, rate: float, lines: float, every: float = 
             return
         done += 1
         one_step()
+
+
+def four(run: RunDir, history: float, rate: float) -> None:
+    """Write ``history`` steps at once, then ``rate`` per second."""
+    writer, noise = events_of(run), random.Random(0)
+    (run.attempt_dir(1) / "log.txt").touch()
+    for step in range(1, int(history) + 1):
+        write_sft_step(writer, step, TOTAL, noise)
+    print("ready", flush=True)
+    start, done = time.monotonic(), 0
+    while not select.select([sys.stdin], [], [], max(0.0, start + done / rate - time.monotonic()))[0]:
+        done += 1
+        write_sft_step(writer, int(history) + done, TOTAL, noise)
 
 
 def burst(run: RunDir, rate: float, seconds: float) -> None:

@@ -15,6 +15,8 @@ sys.path[:0] = [str(ROOT / name) for name in ("benchmarks", "tests/oracles")]
 QUICK = (
     "benchmarks/console.py paint redraw --tiny",
     "benchmarks/console_bare.py --tiny",
+    "benchmarks/console_four.py --tiny",
+    "benchmarks/console_wandb.py --tiny",
     "benchmarks/console_writer.py --tiny",
     "benchmarks/gpu_memory.py",
     "benchmarks/gpu_micro.py",
@@ -31,7 +33,7 @@ QUICK = (
 """Seconds altogether. Those of a GPU find none here, and say so."""
 
 LONG = (
-    "benchmarks/console.py idle million charts log trainer hour --tiny",
+    "benchmarks/console.py idle million values charts log keys leet trainer hour --tiny",
     "benchmarks/arithmetic.py --tiny",
     "benchmarks/formula_vs_trace.py --tiny",
     "benchmarks/gpu_memory.py --tiny",

@@ -64,15 +64,15 @@ def test_poll_returns_new_lines(log: Path) -> None:
     assert reader.poll() == 0 and reader.version == version
     append(log, "ee\n\nfive\r\n")
     assert reader.poll() == 3
-    assert [(line.number, line.text) for line in reader.lines] == [
-        (1, "one"),
-        (2, "two"),
-        (3, "three"),
-        (4, ""),
-        (5, "five"),
+    assert [(line.place, line.text) for line in reader.lines] == [
+        (0, "one"),
+        (4, "two"),
+        (8, "three"),
+        (14, ""),
+        (15, "five"),
     ]
-    assert reader.open_line is None and reader.version > version
-    assert [line.number for line in reader.since(3)] == [4, 5] and reader.since(5) == []
+    assert reader.open_line is None and reader.version > version and reader.end == 21
+    assert [line.place for line in reader.since(8)] == [14, 15] and reader.since(15) == []
 
 
 def test_any_delivery_gives_the_same_lines(log: Path) -> None:
@@ -154,7 +154,7 @@ def test_many_long_lines_are_bounded_together(log: Path, monkeypatch: pytest.Mon
     log.write_text(("x" * 999 + "\n") * 50)
     reader = LogReader(log)
     reader.poll()
-    assert len(reader.lines) == 10 and reader.first_number == 41
+    assert len(reader.lines) == 10 and reader.first_place == 40 * 1000
 
 
 def test_a_large_log_is_read_from_its_end(log: Path) -> None:
@@ -166,32 +166,29 @@ def test_a_large_log_is_read_from_its_end(log: Path) -> None:
     assert next(exact.read())[0] == b"line 0900"
 
 
-def test_more_than_can_be_kept_is_counted(log: Path) -> None:
+def test_lines_kept_are_the_newest_without_a_gap(log: Path) -> None:
     reader = LogReader(log, capacity=100)
-    log.write_bytes(b"".join(b"%d\n" % index for index in range(1000)))
+    log.write_bytes(b"".join(b"%03d\n" % index for index in range(1000)))
     assert reader.poll() == 1000
-    assert len(reader.lines) == 100 and reader.first_number == 901
-    assert reader.dropped == 0  # older than what is kept, and no faster than anybody could read
-    assert reader.lines[-1].number == 1000 and reader.lines[-1].text == "999"
+    assert texts(reader) == [f"{index:03d}" for index in range(900, 1000)] and reader.first_place == 3600
     append(log, "one\ntwo\n")
     assert reader.poll() == 2
-    assert (len(reader.lines), reader.dropped, reader.first_number) == (100, 0, 903)
-    assert [line.text for line in reader.since(1000)] == ["one", "two"]
-    append(log, "".join(f"{index}\n" for index in range(500)))
+    assert (len(reader.lines), reader.first_place) == (100, 3608)
+    assert [line.text for line in reader.since(3996)] == ["one", "two"]
+    append(log, "".join(f"{index:03d}\n" for index in range(500)))
     assert reader.poll() == 500
-    assert (len(reader.lines), reader.dropped, reader.first_number) == (100, 400, 1403)
+    assert texts(reader) == [f"{index:03d}" for index in range(400, 500)]
 
 
-def test_backlog_is_skipped(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_backlog_the_newest_part_is_kept(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "MOST_BYTES", 2000)
     log.write_text("begin\n")
     reader = LogReader(log)
     reader.poll()
     append(log, "".join(f"line {index:04d}\n" for index in range(1000)))
     reader.poll()
-    said = texts(reader)
-    assert said[:2] == ["begin", "--- 7.8 KiB skipped ---"] and said[2:4] == ["line 0800", "line 0801"]
-    assert reader.lines[1].level == "mark" and said[-1] == "line 0999"
+    assert texts(reader) == [f"line {index:04d}" for index in range(800, 1000)]
+    assert reader.first_place == 6 + 8000 and reader.lines[0].place == reader.first_place
 
 
 def test_truncated_or_replaced_log_is_restarted(log: Path) -> None:

@@ -92,6 +92,7 @@ WHERE = {
     "monitor": ("monitor",),
     "a chart": ("chart",),
     "chat": ("chat",),
+    "the log": ("log",),
     "launch": ("launch", "form", "budget"),
 }
 """First column of README's table of keys to the first words of the bindings' ids."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 from stackllama_engine.contract.user_files import open_regular
@@ -25,6 +26,8 @@ class LineFollower:
         opened: whether the file has been seen.
         restarts: how often it was found truncated or replaced; reading began anew each time.
         skipped: bytes that were passed over, at first and when too much was waiting.
+        starts: offsets in the file at which the lines begin that were yielded last.
+        end: offset behind the last line that is ended.
     """
 
     def __init__(self, path: Path, *, first: int = FIRST_BYTES, longest: int = 1 << 20) -> None:
@@ -33,6 +36,8 @@ class LineFollower:
         self.opened = False
         self.restarts = 0
         self.skipped = 0
+        self.starts: list[int] = []
+        self.end = 0
         self._first = first
         self._longest = longest
         self._offset = 0
@@ -92,7 +97,7 @@ class LineFollower:
             self._begin(end - kept, descriptor)
 
     def _begin(self, offset: int, descriptor: int | None = None) -> None:
-        self._offset, self.rest, self._cut = offset, b"", False
+        self._offset, self.end, self.rest, self._cut = offset, offset, b"", False
         self._partial = descriptor is not None and os.pread(descriptor, 1, offset - 1) != b"\n"
 
     def _split(self, block: bytes) -> list[bytes]:
@@ -104,11 +109,15 @@ class LineFollower:
         first = self._marked(self.rest, self._cut)
         self.rest, self._cut = b"", False
         *middle, last = lines
+        second = self._offset - len(block) + len(head) + 1
+        self.starts = [self.end, *accumulate((len(line) + 1 for line in middle), initial=second)]
+        self.end = self.starts.pop()
         if middle and max(map(len, middle)) > self._longest:
-            middle = [self._shortened(line) for line in middle]
+            middle = [shortened(line, self._longest) for line in middle]
         self._extend(last)
         if self._partial:
             self._partial = False
+            del self.starts[0]
             return middle
         return [first, *middle]
 
@@ -124,15 +133,17 @@ class LineFollower:
             line = _whole_characters(line[: self._longest]) + b"\r" * line.endswith(b"\r")
         self.rest = line
 
-    def _shortened(self, line: bytes) -> bytes:
-        if len(line) <= self._longest:
-            return line
-        line = line.rstrip(b"\r").rpartition(b"\r")[2]
-        return line if len(line) <= self._longest else self._marked(_whole_characters(line[: self._longest]), True)
-
     @staticmethod
     def _marked(line: bytes, cut: bool) -> bytes:
         return line.rstrip(b"\r") + CUT.encode() if cut else line
+
+
+def shortened(line: bytes, longest: int) -> bytes:
+    """Return an ended line without what a carriage return took back, cut and marked if it is still too long."""
+    if len(line) <= longest:
+        return line
+    line = line.rstrip(b"\r").rpartition(b"\r")[2]
+    return line if len(line) <= longest else _whole_characters(line[:longest]) + CUT.encode()
 
 
 def _whole_characters(data: bytes) -> bytes:

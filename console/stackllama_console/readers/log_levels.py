@@ -8,11 +8,19 @@ process. The first such word decides: an ``INFO`` line that speaks of an error i
 import re
 from typing import Literal
 
-Level = Literal["debug", "other", "info", "warning", "error", "mark"]
-"""``other`` names none; ``mark`` is a divider of our own, shown whatever the filter."""
+Level = Literal["debug", "other", "info", "warning", "error", "mark", "event"]
+"""``other`` names none; ``mark`` is a divider of our own and ``event`` of the run, both shown whatever the filter."""
 
-RANK: dict[Level, int] = {"debug": 0, "other": 1, "info": 1, "warning": 2, "error": 3, "mark": 4}
-LETTER: dict[Level, str] = {"debug": "D", "other": " ", "info": "I", "warning": "W", "error": "E", "mark": " "}
+RANK: dict[Level, int] = {"debug": 0, "other": 1, "info": 1, "warning": 2, "error": 3, "mark": 4, "event": 4}
+LETTER: dict[Level, str] = {
+    "debug": "D",
+    "other": " ",
+    "info": "I",
+    "warning": "W",
+    "error": "E",
+    "mark": " ",
+    "event": "*",
+}
 
 _LOOKED_AT = 240
 _GLOG: dict[str, Level] = {"I": "info", "W": "warning", "E": "error", "F": "error"}

@@ -5,6 +5,7 @@ columns when the batch is over. When names come up that other rows hold as well,
 the batch goes value by value.
 """
 
+from array import array
 from collections.abc import Mapping
 
 from msgspec import Struct
@@ -12,7 +13,7 @@ from msgspec import Struct
 from stackllama_engine.contract.history import fold_values
 
 from ..sanitise import one_line
-from .series import Series
+from .series import Series, ascends
 
 NAMES = 1000
 """Series per run. A run with more metrics than that writes something else into their names."""
@@ -22,6 +23,8 @@ class _Rows(Struct, gc=False):
     """Events with the same names."""
 
     names: tuple[str, ...]
+    evaluates: bool
+    """Whether some were measured on held-out data."""
     steps: list[float] = []
     metrics: list[Mapping[str, float | None]] = []
 
@@ -54,28 +57,36 @@ class Columns:
         self._by_name: dict[str, _Column] = {}
         self._columns: dict[str, _Column] = {}  # by sanitised name
 
-    def add(self, step: float, metrics: Mapping[str, float | None]) -> None:
-        """Add the values of one event; None is a gap."""
+    def add(self, step: float, metrics: Mapping[str, float | None]) -> bool:
+        """Add the values of one event, None is a gap; return whether some were measured on held-out data."""
         names = tuple(metrics)
         rows = self._current
         if rows is None or rows.names != names:
             rows = self._rows_of(names)
             if rows is None:
                 self._add_by_value(step, metrics)
-                return
+                return _evaluates(names)
         rows.steps.append(step)
         rows.metrics.append(metrics)
+        return rows.evaluates
 
     def flush(self) -> None:
         """Append what was added since to the series. Call it after each batch."""
-        self._drain()
+        self._drain(keeps_steps=True)
         self._mixed = False
         columns = {name: column for name, column in self._columns.items() if column.steps}
         new = {name: Series(name) for name in columns if name not in self.series}
         if new:
             self.series = self.series | new
+        arrays: dict[int, array[float] | None] = {}  # most columns have the same list of steps
         for name, column in columns.items():
-            self.series[name].extend(column.steps, column.values)
+            key = id(column.steps)
+            if key not in arrays:
+                arrays[key] = array("d", column.steps) if ascends(column.steps) else None
+            if (steps := arrays[key]) is not None:
+                self.series[name].extend_ascending(steps, column.values)
+            else:
+                self.series[name].extend(column.steps, column.values)
         fold_values(
             self.first,
             self.last,
@@ -92,9 +103,9 @@ class Columns:
             if rows is not None:
                 return rows
             if all(set(names).isdisjoint(others) for others in self._rows):
-                rows = self._current = self._rows[names] = _Rows(names)
+                rows = self._current = self._rows[names] = _Rows(names, _evaluates(names))
                 return rows
-            self._drain()
+            self._drain(keeps_steps=False)
             self._mixed = True
         return None
 
@@ -109,16 +120,20 @@ class Columns:
                 column.steps.append(step)
                 column.values.append(value)
 
-    def _drain(self) -> None:
-        """Move the rows into columns."""
+    def _drain(self, *, keeps_steps: bool) -> None:
+        """Move the rows into columns; with ``keeps_steps`` these share a list of steps, and nothing is added to it."""
         for rows in self._rows.values():
             for name in rows.names:
                 column = self._column(name)
                 if column is None:
                     self.dropped += len(rows.steps)
+                    continue
+                values = [metrics[name] for metrics in rows.metrics]
+                if column.steps or not keeps_steps:
+                    column.steps = column.steps + rows.steps
+                    column.values += values
                 else:
-                    column.steps += rows.steps
-                    column.values += [metrics[name] for metrics in rows.metrics]
+                    column.steps, column.values = rows.steps, values
         self._rows.clear()
         self._current = None
 
@@ -128,3 +143,7 @@ class Columns:
         if column is None and len(self._by_name) < NAMES:
             column = self._by_name[name] = self._columns.setdefault(one_line(name), _Column())
         return column
+
+
+def _evaluates(names: tuple[str, ...]) -> bool:
+    return any(name.startswith("eval") for name in names)

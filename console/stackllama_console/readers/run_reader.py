@@ -1,7 +1,7 @@
 """One run directory: its state, and the events of all its attempts folded into history and series."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,14 +12,16 @@ from stackllama_engine.contract.run_dir import HEALTH_FILE, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
 from ..sanitise import one_line
-from .eta import Eta, Pace, estimate
+from .eta import KEPT, Eta, Pace, estimate
 from .file_stamp import Stamp
 from .gpu_series import GpuSeries
 from .metric_columns import Columns
 from .run_state import StateWatch
 from .series import Series
+from .timeline import RunEvent, Timeline
 
 _RUNNING = ("starting", "running", "stalled")
+_PACED = 4 * KEPT  # records of progress per batch that the pace is told from: it keeps the newest
 _REREADS = 3  # per poll; a file that is replaced more often is read on at the next one
 
 
@@ -90,6 +92,11 @@ class RunReader:
         own = [f"{dropped} values are not shown: the run has too many metrics."] if dropped else []
         return [*self.history.health, *own]
 
+    @property
+    def events(self) -> Sequence[RunEvent]:
+        """What happened to the run, to be shown among the lines of its log."""
+        return self._timeline.events
+
     def eta(self, now: float) -> Eta | None:
         """Estimate the time left from the newest attempt's own steps; None unless it is running. See `eta`."""
         state = self.state
@@ -120,6 +127,7 @@ class RunReader:
         self._memory = Columns()
         self._gpus = GpuSeries()
         self._pace = Pace()
+        self._timeline = Timeline()
         self._readers: dict[int, EventReader] = {}
         self._journals: dict[int, EventReader] = {}
         """The supervisors' health files, by attempt."""
@@ -183,11 +191,16 @@ class RunReader:
         """Read on in an attempt's events; returns as `_read_on`."""
         reader = self._readers[attempt]
         changed, bad_lines = False, reader.bad_lines
-        for batch in reader.read_batches():
-            if reader.restarts:
-                break
-            self._apply(batch, is_newest=attempt == self.attempts[-1])
-            changed = True
+        try:
+            for batch in reader.read_batches():
+                if reader.restarts:
+                    break
+                self._apply(batch, attempt)
+                changed = True
+        finally:
+            if changed:
+                self._timeline.publish()
+                self.history = self._snapshot()
         return changed or bad_lines != reader.bad_lines, not reader.restarts
 
     def _read_journal(self, attempt: int) -> tuple[bool, bool]:
@@ -198,32 +211,61 @@ class RunReader:
             return True, False
         for notice in notices:
             self._history.add_notice(notice)
+            self._timeline.add(notice, attempt)
         if notices:
+            self._timeline.publish()
             self.history = self._snapshot()
         return bool(notices), True
 
     def _cannot_read(self, error: OSError) -> None:
         self._unreadable = one_line(f"{error.filename or self.run.path} cannot be read: {error.strerror}.")
 
-    def _apply(self, batch: list[Record], *, is_newest: bool) -> None:
-        """Fold a batch of an attempt's events: facts one by one, values of metrics and memory as columns."""
+    def _apply(self, batch: list[Record], attempt: int) -> None:
+        """Fold a batch of an attempt's events: values of metrics and memory as columns, the rest as `History` does.
+
+        Written out for the kinds that a million events are of; `History.apply_facts` is for the others.
+        """
         if not batch:
             return
-        history = self._history
+        history, step = self._history, self._history.step
+        phases: list[Record] = []
+        progress: list[Record] = []
         for event in batch:
-            history.apply_facts(event)
-            match event.kind:
-                case "metrics" if metrics := event.metrics:
-                    self._metrics.add(history.step, metrics)
-                case "memory" if metrics := event.metrics:
-                    self._memory.add(history.step, metrics)
-                case "progress" if is_newest and event.step is not None:
-                    self._pace.add(event.time, event.step)
-                case _:
-                    pass
+            if event.step is not None:
+                step = event.step
+            kind = event.kind
+            if kind == "phase":
+                phases.append(event)
+            elif kind == "progress":
+                progress.append(event)
+            elif event.metrics:
+                self._apply_values(event, event.metrics, step, attempt)
+            elif kind != "samples":
+                history.apply_facts(event)
+                self._timeline.add(event, attempt)
+        if phases:
+            history.apply_facts(phases[-1])
+            self._timeline.add_phases(phases, attempt)
+        self._apply_progress(progress, attempt)
+        history.step, history.updated = step, batch[-1].time
         self._metrics.flush()
         self._memory.flush()
-        self.history = self._snapshot()
+
+    def _apply_values(self, event: Record, values: dict[str, float | None], step: int, attempt: int) -> None:
+        if event.kind == "metrics":
+            if self._metrics.add(step, values):
+                self._timeline.add_evaluation(event.time, step, values, attempt)
+        elif event.kind == "memory":
+            self._memory.add(step, values)
+            self._history.apply_facts(event)
+
+    def _apply_progress(self, progress: list[Record], attempt: int) -> None:
+        totals = (event.total_steps for event in reversed(progress) if event.total_steps is not None)
+        self._history.total_steps = next(totals, self._history.total_steps)
+        if attempt == self.attempts[-1]:
+            for event in progress[-_PACED:]:
+                if event.step is not None:
+                    self._pace.add(event.time, event.step)
 
     def _snapshot(self) -> History:
         """Copy the history for readers: the next poll does not touch it, and everything in it is sanitised."""

@@ -14,7 +14,6 @@ from stackllama_engine.contract.labels import LABELS_FILE, Labels, read_labels
 from stackllama_engine.contract.requests import WAITING_FOR_ROOM
 from stackllama_engine.contract.run_dir import ENDED, RUN_ID, Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.repair import stage_of
 
 from ..readings import Reading, read_launch, read_result, recent_events, recent_history
 from ..sanitise import one_line
@@ -238,6 +237,8 @@ class _Watched:
         return error.replace(f"{one_line(str(self.run.path))}/", "") if error else error
 
     def _damaged_row(self) -> Row:
+        from stackllama_engine.launch.repair import stage_of  # needed for few runs, and long to import
+
         return Row(
             id=self.row.id,
             path=self.run.path,

@@ -92,14 +92,20 @@ class Series:
             raise ValueError(f"{self.name}: {len(steps)} steps for {len(values)} values")
         if not steps:
             return
+        if ascends(steps):
+            self.extend_ascending(array("d", steps), values)
+            return
         with self._lock:
-            plain = steps[0] > self._end and isfinite(steps[-1]) and all(map(lt, steps, islice(steps, 1, None)))
-            if not plain:
-                for step, value in zip(steps, values, strict=True):
-                    self.append(step, value)
-                return
+            for step, value in zip(steps, values, strict=True):
+                self.append(step, value)
+
+    def extend_ascending(self, steps: "array[float]", values: Sequence[float | None]) -> None:
+        """Append as many points as there are steps, which were looked at with `ascends`."""
+        with self._lock:
+            if steps[0] <= self._end:
+                self._rewind(steps[0])
             if _all_finite(values):
-                self.steps.extend(array("d", steps))
+                self.steps.extend(steps)
                 self.values.extend(array("d", cast("Sequence[float]", values)))
             else:
                 finite = [value is not None and isfinite(value) for value in values]
@@ -195,6 +201,11 @@ class Series:
         self.version += 1
         for series in self._smoothed.values():
             series._cut(count)
+
+
+def ascends(steps: Sequence[float]) -> bool:
+    """Return whether steps, of which there are some, are finite and each is after the one before."""
+    return isfinite(steps[0]) and isfinite(steps[-1]) and all(map(lt, steps, islice(steps, 1, None)))
 
 
 def _all_finite(values: Sequence[float | None]) -> bool:

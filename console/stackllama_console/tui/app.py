@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -248,6 +249,13 @@ class ConsoleApp(BaseApp):
         if isinstance(renderable, CompositorUpdate):
             renderable = self._frames.tightened(renderable, self.size)
         super()._display(screen, renderable)  # pyright: ignore[reportUnknownMemberType]
+
+    @contextmanager
+    def suspend(self) -> Generator[None]:
+        """Lend the terminal to another program; afterwards everything is drawn again."""
+        with super().suspend():
+            yield
+        self._frames.forget()
 
     # the end
 

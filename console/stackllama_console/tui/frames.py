@@ -37,6 +37,10 @@ class Frames:
         """Return the same update, of which only what differs is sent when it is rendered."""
         return _Tightened(self, update, size) if isinstance(update, ChopsUpdate | LayoutUpdate) else update
 
+    def forget(self) -> None:
+        """Count nothing as displayed: another program has drawn on the terminal."""
+        self._rows.clear()
+
     def render(self, update: ChopsUpdate | LayoutUpdate, size: Size, console: Console) -> str:
         """Return what to write; from then on it counts as displayed."""
         system = getattr(console, "_color_system", None) or ColorSystem.TRUECOLOR

@@ -4,6 +4,7 @@
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..readers.pipeline_reader import PipelineReader
 from ..readers.protocol import Reader
 from ..readers.run_reader import RunReader
 from ..readers.samples import SamplesFile
+from ..readers.timeline import RunEvent
 from ..readers.waiting import WaitWatch
 from ..request_texts import pending_requests
 from ..results import pipeline_facts, result_lines, sample_lines, table
@@ -96,6 +98,16 @@ class Watched:
     def reader(self) -> Reader:
         """The reader that is shown: of a pipeline its child's."""
         return (self.pipeline.shown or self.pipeline) if self.pipeline else self.source
+
+    @property
+    def log(self) -> LogReader | None:
+        """The log of what is shown; None where there is none."""
+        return self._log
+
+    @property
+    def events(self) -> Sequence[RunEvent]:
+        """What happened to the run that is shown; empty for another trainer's."""
+        return self.reader.events if isinstance(self.reader, RunReader) else ()
 
     @property
     def shown_run(self) -> RunDir | None:

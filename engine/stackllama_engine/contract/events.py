@@ -23,6 +23,8 @@ Kinds and their fields:
                a request that was served, at ``step``
 ``end``        ``data.exit_code``, ``data.cause``: the last record of an attempt
 =============  =====================================================================================
+
+All but ``progress``, ``metrics``, ``memory`` and ``samples`` have ``log``: the bytes of the attempt's ``log.txt`` then.
 """
 
 import errno
@@ -52,6 +54,10 @@ Kind = Literal[
 Step = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
 """Exact as a float; a larger one is never a step, and would overflow computations."""
 
+Offset = Annotated[int, Meta(ge=0, le=1 << 53)]
+
+_PLACED = frozenset({"phase", "checkpoint", "health", "request", "end"})
+"""Kinds that say how long the log was, so that they can be shown among its lines."""
 _WAITING_BYTES = 8 << 20  # some 50,000 records
 _AHEAD = 64 << 10  # bytes allocated beyond the file's end, again as soon as less than half is left
 _ORDINARY, _URGENT, _LAST = _AHEAD // 2, _AHEAD // 4, 0  # of these, bytes a record must leave for more important ones
@@ -69,6 +75,7 @@ class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):  #
     metrics: dict[str, float | None] = {}
     nonfinite: list[str] = []
     data: dict[str, Any] = {}
+    log: Offset | None = None
 
 
 class Record(Struct, frozen=True, kw_only=True, gc=False):
@@ -83,6 +90,7 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
     metrics: dict[str, float | None] | None = None
     nonfinite: list[str] | None = None
     data: dict[str, Any] | None = None
+    log: Offset | None = None
 
 
 class EventWriter:
@@ -103,6 +111,7 @@ class EventWriter:
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._error: OSError | None = None
+        self._log = path.with_name("log.txt")
         self._truncated = _has_open_tail(path)
         self._begun = False  # a part of the first waiting record is in the file
         self._seq = _next_seq(path)
@@ -187,9 +196,16 @@ class EventWriter:
             metrics=finite,
             nonfinite=nonfinite,
             data=self._secrets.value(data),
+            log=self._log_size() if kind in _PLACED else None,
         )
         self._seq += 1
         return self._encode(event) + b"\n"
+
+    def _log_size(self) -> int | None:
+        try:
+            return self._log.stat().st_size
+        except OSError:  # there is none: a record without it is as good
+            return None
 
     def _keep(self, line: bytes) -> None:
         """Append a record to those that wait; of too many the oldest are dropped."""

@@ -20,7 +20,6 @@ from msgspec import Struct
 
 from .atomic_files import write_whole
 from .errors import RefusedError
-from .recipe_io import convert_key
 from .run_dir import RunDir, State
 from .run_files import UNDECODABLE, decode_file
 from .stages import TRAINING_STAGES, Stage
@@ -63,6 +62,8 @@ def parse_change(stage: Stage, text: str) -> Change:
         UsageError: not of that form, or a value that the recipe does not accept.
         RefusedError: the stage cannot change that key while it runs.
     """
+    from .recipe_io import convert_key  # the recipes' modules take as long to import as all others of a listing
+
     key = text.partition("=")[0]
     keys = SETTABLE.get(stage, ())
     if key.strip() not in keys:

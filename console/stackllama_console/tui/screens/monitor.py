@@ -202,8 +202,8 @@ class MonitorScreen(MonitorPanels):
         if update.run:
             self._show_panels()
         self._show_state(update)
-        if update.log:
-            self.query_one(LogPanel).show(update.log)
+        if update.log or update.run:
+            self.query_one(LogPanel).show(self.watched.log, self.watched.events)
 
     @property
     def watched(self) -> Watched:

@@ -32,22 +32,23 @@ def trend(values: Sequence[float]) -> str:
         change = values[-1] / 2 - values[0] / 2  # halved against overflow
         flat = abs(change) <= _FLAT * (max(values) / 2 - min(values) / 2)
         return f"{_direction(change, flat=flat)} from first to last"
-    text = f"{_compared(values, count // 2)}, second half against first"
+    extremes = min(values), max(values)
+    text = f"{_compared(values, count // 2, extremes)}, second half against first"
     if count >= _TENTHS:
-        text += f"; lately {_compared(values, count // 10)}, last tenth against the one before"
+        text += f"; lately {_compared(values, count // 10, extremes)}, last tenth against the one before"
     return text
 
 
-def _compared(values: Sequence[float], count: int) -> str:
+def _compared(values: Sequence[float], count: int, extremes: tuple[float, float]) -> str:
     """Compare the last ``count`` values with as many before them; of very many, evenly spaced ones."""
     stride = -(-count // _SAMPLED)
-    peak = max(abs(max(values)), abs(min(values))) or 1.0
+    peak = max(map(abs, extremes)) or 1.0
     newest, older = (
         [value / peak for value in part[::stride]] for part in (values[-count:], values[-2 * count : -count])
     )
     change = _mean(newest) - _mean(older)
     error = math.sqrt(_variance(newest) / len(newest) + _variance(older) / len(older))
-    spread = max(values) / peak - min(values) / peak
+    spread = extremes[1] / peak - extremes[0] / peak
     return _direction(change, flat=abs(change) <= max(_FLAT * spread, _SURE * error))
 
 
@@ -56,12 +57,13 @@ def _direction(change: float, *, flat: bool) -> str:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(value / len(values) for value in values)  # divided first, so that no sum overflows
+    mean = sum(values) / len(values)
+    return mean if math.isfinite(mean) else sum([value / len(values) for value in values])
 
 
 def _variance(values: Sequence[float]) -> float:
     mean = _mean(values)
-    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return sum([(value - mean) ** 2 for value in values]) / (len(values) - 1)
 
 
 def _words(series: Series, unit: Unit) -> str:

@@ -1,5 +1,6 @@
 """The log with a line above it that says where one is, and a line to type a search on."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual import on
@@ -9,6 +10,7 @@ from textual.containers import Vertical
 from textual.widgets import Input
 
 from ...readers.logs import LogReader
+from ...readers.timeline import RunEvent
 from .log_view import LogView
 from .text_lines import TextLines
 
@@ -28,10 +30,6 @@ class LogPanel(Vertical):
         Binding("escape", "close_search", "close search", id="log.close", show=False),
     ]
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self._reader: LogReader | None = None
-
     def compose(self) -> ComposeResult:
         """Compose status, search line and log."""
         yield TextLines(id="log-status")
@@ -40,14 +38,9 @@ class LogPanel(Vertical):
         yield line
         yield LogView(id="log-view")
 
-    def show(self, reader: LogReader) -> None:
-        """Show a reader that was polled; another one than before replaces it."""
-        view = self.query_one(LogView)
-        if reader is not self._reader:
-            self._reader = reader
-            view.show(reader)
-        else:
-            view.update()
+    def show(self, reader: LogReader | None, events: Sequence[RunEvent] = ()) -> None:
+        """Show a reader that was polled, another one than before replaces it, and what happened to its run."""
+        self.query_one(LogView).show(reader, events)
         self._say()
 
     def ask(self) -> None:

@@ -1,15 +1,17 @@
-"""The log on the screen: follows its end, searches, filters by level, and paints only rows that have changed.
+"""The log on the screen: follows its end, searches all of it, filters by level, and paints only rows that have changed.
 
-Rows are drawn from the reader's bounded buffer when they are asked for; none is kept in another form. It scrolls by
-itself rather than as a `ScrollView`: that paints all of it, and its bar, whenever the number of lines changes.
+Rows are drawn from the reader's bounded buffer, or from a page of the file around the place one has gone to, when they
+are asked for; none is kept in another form. It scrolls by itself rather than as a `ScrollView`: that paints all of it,
+and its bar, whenever the number of lines changes.
 
 Levels are a letter in the first column (and a colour), the match that was jumped to has a ``>`` beside it.
 """
 
-from typing import ClassVar
+import asyncio
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, cast
 
 from rich.segment import Segment
-from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region
@@ -17,18 +19,29 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ...readers.log_levels import LETTER, Level
+from ...readers.log_file import LogFile, LogPage
+from ...readers.log_levels import Level
 from ...readers.logs import LogLine, LogReader
+from ...readers.timeline import RunEvent
 from ...sanitise import one_line
+from ..base_app import BaseApp
+from ..pager import open_in_pager
+from .log_finder import LogFinder
+from .log_layout import Layout, Span, Spot
 from .log_rows import LogRows
+from .log_strips import BLANK, GUTTER, PARTS, Row, strip_of
 
 CYCLE: tuple[Level, ...] = ("debug", "info", "warning", "error")
-_GUTTER = 2
 _SIDEWAYS = 16
 _WHEEL = 3
-_Row = tuple[Level, str, bool]
-"""One row: level, text, whether it is the current match."""
-_BLANK: _Row = ("other", "", False)
+
+
+class _Wish(NamedTuple):
+    """A part of the file that is to be read: around a line, at which the view then begins, scrolled by some rows."""
+
+    place: int
+    rows: int = 0
+    direction: int = 0
 
 
 class LogView(Widget, can_focus=True):
@@ -41,15 +54,16 @@ class LogView(Widget, can_focus=True):
         & > .log--warning { color: $warning; }
         & > .log--info { color: $text; }
         & > .log--other { color: $text; }
+        & > .log--event { color: $text-accent; }
         & > .log--debug { color: $text-muted; }
         & > .log--mark { color: $text-muted; text-style: bold; }
         & > .log--match { color: $text; text-style: reverse; }
         & > .log--current { color: $text; text-style: bold reverse underline; }
     }
     """
-    COMPONENT_CLASSES: ClassVar[set[str]] = {f"log--{part}" for part in (*LETTER, "match", "current")}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"log--{part}" for part in PARTS}
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("g,home", "top", "top", id="log.top", show=False, tooltip="The oldest line kept"),
+        Binding("g,home", "top", "top", id="log.top", show=False, tooltip="The log's first line"),
         Binding("G,end", "end", "follow newest line", id="log.end", show=False),
         Binding("j,down", "scroll(1)", "down", id="log.down", show=False),
         Binding("k,up", "scroll(-1)", "up", id="log.up", show=False),
@@ -58,6 +72,9 @@ class LogView(Widget, can_focus=True):
         Binding("h,left", "sideways(-1)", "scroll left", id="log.left", show=False),
         Binding("l,right", "sideways(1)", "scroll right", id="log.right", show=False),
         Binding("v", "level", "minimum log level", id="log.level", show=False, tooltip="all, info, warning, error"),
+        Binding("z", "wrap", "wrap lines", id="log.wrap", show=False),
+        Binding("i", "events", "events among the lines", id="log.events", show=False),
+        Binding("O", "pager", "open log in $PAGER", id="log.pager", show=False),
         Binding("n", "next", "next match", id="log.next", show=False),
         Binding("N", "previous", "previous match", id="log.previous", show=False),
     ]
@@ -77,14 +94,17 @@ class LogView(Widget, can_focus=True):
     def __init__(self, reader: LogReader | None = None, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._reader = reader
-        self._seen: int = -1
+        self._seen: tuple[object, ...] = ()
+        self._events: Sequence[RunEvent] = ()
         self._rows = LogRows()
+        self._layout = Layout()
+        self._finder = LogFinder()
         self._following = True
-        self._top = 0
-        self._left = 0
-        self._current: int | None = None
-        self._searched = ""
-        self._drawn: list[_Row] = []
+        self._top = Spot(0)
+        self._wish: _Wish | None = None
+        self._reading = False
+        self._error = ""
+        self._drawn: list[Row] = []
         self._drawn_for = (-1, -1)
         self._status = ""
 
@@ -102,122 +122,167 @@ class LogView(Widget, can_focus=True):
 
     @property
     def match_count(self) -> int:
-        """Lines that match the search, of those that are kept and shown."""
-        return len(self._rows.matches)
+        """Lines of the whole log that match the search, as far as it has come, and pass the filter."""
+        return len(self._finder)
 
     @property
     def match_position(self) -> int | None:
         """Position of the current match among them, from 1 on."""
-        return None if self._current is None else self._rows.match_position(self._current)
+        return self._finder.position
 
     @property
     def rows(self) -> list[str]:
         """The rows in sight as text, gutter included, before they are cut at the right edge."""
-        return [_gutter(level, current) + text for level, text, current in self._drawn]
+        return [row.gutter + row.text for row in self._drawn]
 
     @property
     def status(self) -> str:
         """Position, filter, matches and errors; sanitised, one line."""
-        reader, parts = self._reader, list[str]()
-        if not self._following:
-            parts.append(f"line {min(self._top + 1, len(self._rows))} of {len(self._rows)}")
-        if self.minimum_level != "debug":
-            parts.append(f"{self.minimum_level} and above")
-        if self._searched:
-            count, position = self.match_count, self.match_position
-            match_text = f"match {position} of {count}" if position else f"{count} matches" if count else "no match"
-            parts.append(f"{match_text}: {self._searched}")
-        if reader is not None and reader.dropped:
-            parts.append(f"{reader.dropped} lines skipped (too fast)")
-        if reader is not None and reader.error:
-            parts.append(reader.error)
-        return ", ".join(parts)
+        parts = [
+            "" if self._following else self._position(),
+            f"{self.minimum_level} and above" if self.minimum_level != "debug" else "",
+            self._finder.status,
+            "reading …" if self._reading else "",
+            (self._reader and self._reader.error) or self._error,
+        ]
+        return ", ".join(filter(None, parts))
+
+    def _position(self) -> str:
+        reader, rows = self._reader, self._rows
+        if rows.is_whole or reader is None or not len(rows):
+            return f"line {min(self._top.line + 1, len(rows)):,} of {len(rows):,}"
+        place = rows[min(self._top.line, len(rows) - 1)].place
+        share = (place - reader.base) / max(1, reader.end - reader.base)
+        return f"{min(1.0, max(0.0, share)):.0%} of the log"
 
     # what changes it
 
     def on_mount(self) -> None:
         """Show what the reader holds already."""
+        self._rows.show_newest(self._reader, self._events)
         self.update()
 
-    def show(self, reader: LogReader | None) -> None:
+    def show(self, reader: LogReader | None, events: Sequence[RunEvent] = ()) -> None:
         """Show this reader's log; another one than before begins at its end. Filter and search stay."""
+        self._events = events
         if reader is not self._reader:
             self._reader = reader
-            self._current = None
-            self._following, self._top, self._left = True, 0, 0
-            self._rows.filter(reader, self._rows.minimum)
-            self._seen = -1
-            self._repaint(force=True)
+            self._wish, self._error, self._seen = None, "", ()
+            self._following, self._top, self._layout.left = True, Spot(0), 0
+            self._rows.show_newest(reader, events)
+            self._finder.follow(reader, self.minimum_level)
+            self._repaint()
         self.update()
 
     def update(self) -> bool:
         """Take in what the reader has polled, and repaint what differs; return whether anything does."""
         reader = self._reader
-        if reader is None or reader.version == self._seen:
+        if reader is None or (reader.version, self._events) == self._seen:
             return False
-        self._seen = reader.version
-        self._top = max(0, self._top - self._rows.update(reader))
+        self._seen = reader.version, self._events
+        place = self._place()
+        if self._rows.page is not None and self._rows.page.start < reader.base:  # it is another file now
+            self._wish = None
+            self._rows.show_newest(reader, self._events)
+        else:
+            self._rows.update(reader, self._events)
+        self._keep_place(place)
+        if not self._finder.is_of(reader):
+            self._finder.follow(reader, self.minimum_level)
+        self._search_on()
         return self._repaint()
 
-    def search(self, text: str) -> int:
-        """Find a text in the lines shown, mark it, and go to the newest match that is not below what is in sight.
+    def search(self, text: str) -> None:
+        """Find a text in the whole log, mark it, and go to the nearest match that is not below what is in sight.
 
-        Returns:
-            how many lines match; 0 for an empty text, which ends the search.
+        The log is searched in a thread; :attr:`status` says how far it has come. An empty text ends the search.
         """
-        self._searched = one_line(text)
-        self._rows.search(text)
-        bottom = self._top + self.content_size.height
-        below = self._rows[bottom].number if bottom < len(self._rows) else self._last_number() + 1
-        self._current = self._rows.match_before(below)
-        self._show_current(force=True)
-        return self.match_count
+        below = None
+        if self._reader is not None:
+            below = self._reader.end + 1 if self._following else self._edge(1) + 1
+        self._finder.begin(self._reader, text, self.minimum_level, below)
+        self._repaint()
+        self._search_on()
 
     def next_match(self) -> bool:
         """Go to the next matching line, after the last one to the first; False when there is none."""
-        self._current = self._rows.match_after(self._here(-1))
-        return self._show_current()
+        current = self._finder.current
+        return self._go_to(self._finder.after(self._edge(-1) - 1 if current is None else current))
 
     def previous_match(self) -> bool:
         """Go to the matching line before, before the first one to the last; False when there is none."""
-        self._current = self._rows.match_before(self._here(1))
-        return self._show_current()
+        current = self._finder.current
+        return self._go_to(self._finder.before(self._edge(1) + 1 if current is None else current))
 
     def set_minimum_level(self, level: Level) -> None:
         """Show lines of this level and above. What was at the top stays there as far as it can."""
         if level == self._rows.minimum:
             return
-        top = self._rows[self._top].number if self._top < len(self._rows) else self._last_number()
-        self._rows.filter(self._reader, level)
-        self._top = self._rows.index_of(top)
-        self._repaint(force=True)
+        place = self._place()
+        self._rows.minimum = level
+        self._finder.follow(self._reader, level)
+        self._search_on()
+        if self._rows.page is None:
+            self._rows.show_newest(self._reader, self._events)
+            self._keep_place(place)
+            self._repaint()
+        else:
+            self._read(_Wish(place))
 
     def action_top(self) -> None:
-        """Go to the oldest line kept."""
-        self._move_to(0)
+        """Go to the first line."""
+        if self._rows.begins_log:
+            self._top = Spot(0)
+            self._following = self._following and self._top == self._last_top()
+            self._repaint()
+        elif self._reader is not None:
+            self._read(_Wish(self._reader.base))
 
     def action_end(self) -> None:
         """Go to the newest line and follow it."""
+        self._wish = None
+        if self._rows.page is not None:
+            self._rows.show_newest(self._reader, self._events)
         self._following = True
         self._repaint()
 
     def action_scroll(self, lines: int) -> None:
-        """Scroll some lines down, or up when negative."""
-        self._move_to(self._top + lines)
+        """Scroll some rows down, or up when negative."""
+        self._move(lines)
 
     def action_page(self, direction: int) -> None:
-        """Scroll a page down or up, one line less than are in sight."""
-        self._move_to(self._top + direction * max(1, self.content_size.height - 1))
+        """Scroll a page down or up, one row less than are in sight."""
+        self._move(direction * max(1, self.content_size.height - 1))
 
     def action_sideways(self, direction: int) -> None:
         """Move long lines to the left or back."""
-        width = self.content_size.width - _GUTTER
-        longest = max((Segment(text).cell_length for _, text, _ in self._drawn), default=0)
-        farthest = max(self._left if direction < 0 else 0, longest - width)
-        left = max(0, min(self._left + direction * _SIDEWAYS, farthest))
-        if left != self._left:
-            self._left = left
-            self._repaint(force=True)
+        layout = self._layout
+        if layout.wraps:
+            return
+        longest = max((Segment(row.text).cell_length for row in self._drawn), default=0)
+        farthest = max(layout.left if direction < 0 else 0, longest - layout.width)
+        layout.left = max(0, min(layout.left + direction * _SIDEWAYS, farthest))
+        self._repaint()
+
+    def action_wrap(self) -> None:
+        """Wrap long lines, or cut them at the right edge."""
+        self._layout.wraps = not self._layout.wraps
+        self._layout.left, self._top = 0, Spot(self._top.line)
+        self._repaint()
+
+    def action_events(self) -> None:
+        """Show what happened to the run among the lines, or no longer."""
+        place = self._place()
+        self._rows.show_events(not self._rows.shows_events)
+        self._keep_place(place)
+        self._repaint()
+
+    def action_pager(self) -> None:
+        """Open the log's file in the person's pager."""
+        path = self._reader.path if self._reader else None
+        app = cast("BaseApp", self.app)  # pyright: ignore[reportUnknownMemberType]
+        if error := open_in_pager(app, path) if path else "there is no log yet":
+            app.notify(one_line(error), severity="error", markup=False)
 
     def action_level(self) -> None:
         """Choose the next minimum level."""
@@ -241,51 +306,117 @@ class LogView(Widget, can_focus=True):
         event.stop()
         self.action_scroll(-_WHEEL)
 
-    def _here(self, direction: int) -> int:
-        """Return where a search for a match begins: at the current one, else at the edge of what is in sight."""
-        if self._current is not None:
-            return self._current
-        row = self._top if direction < 0 else self._top + self.content_size.height - 1
-        row = min(row, len(self._rows) - 1)
-        return self._rows[row].number + direction if row >= 0 else 0
+    # the whole file, in threads
 
-    def _last_number(self) -> int:
-        return self._rows.lines[-1].number if self._rows.lines else 0
+    def _search_on(self) -> None:
+        if self._finder.is_waiting:
+            self.run_worker(self._finder.run(self._show_found), group="log-search")
 
-    def _show_current(self, *, force: bool = False) -> bool:
-        number = self._current
+    def _show_found(self) -> None:
+        if (place := self._finder.take_first()) is not None:
+            self._go_to(place)
+        else:
+            self._repaint()
+
+    def _go_to(self, place: int | None) -> bool:
+        """Go to a match, wherever it is in the file; return whether there is one."""
+        self._finder.current = place
+        if place is not None and not self._rows.holds(place):
+            self._read(_Wish(place, -(self.content_size.height // 2)))
+            return True
+        self._wish = None
         height = self.content_size.height
-        if number is not None:
-            index = self._rows.index_of(number)
-            if not self._top <= index < self._top + height:
-                self._top = self._within(index - height // 2)
-            self._following = self._following and self._top >= self._within(len(self._rows))
-        self._repaint(force=force)
-        return number is not None
+        shown = self._layout.rows(self._rows, self._top, height)
+        if place is not None and not any(line.place == place for line, _ in shown):
+            self._top = self._layout.moved(self._rows, Spot(self._rows.index_of(place)), -(height // 2))
+            self._following = self._following and self._top >= self._last_top()
+        self._repaint()
+        return place is not None
 
-    def _move_to(self, top: int) -> None:
-        before, end = self._top, self._within(len(self._rows))
-        self._top = self._within(top)
-        self._following = self._top == end and (self._following or top > before)
+    def _read(self, wish: _Wish) -> None:
+        """Show the part of the file around a place, as soon as it has been read."""
+        self._wish, self._following = wish, False
+        if not self._reading:
+            self._reading = True
+            self.run_worker(self._read_wished(), group="log-page")
         self._repaint()
 
-    def _within(self, top: int) -> int:
-        return max(0, min(top, len(self._rows) - self.content_size.height))
+    async def _read_wished(self) -> None:
+        try:
+            while (wish := self._wish) is not None and (reader := self._reader) is not None:
+                page = await asyncio.to_thread(_page, reader, wish, self.minimum_level)
+                if wish is self._wish:
+                    self._wish, self._error = None, ""
+                    self._rows.show_page(page)
+                    self._top = self._layout.moved(self._rows, Spot(self._rows.index_of(wish.place)), wish.rows)
+        except OSError as error:
+            self._wish, self._error = None, one_line(f"cannot read the log: {error.strerror or error}")
+        finally:
+            self._reading = False
+            self._repaint()
+
+    # scrolling
+
+    def _move(self, rows: int) -> None:
+        """Scroll down, or up when negative; at the edge of what is here, read on in the file."""
+        if self._wish is not None:
+            self._wish = self._wish._replace(rows=self._wish.rows + rows)
+            return
+        before, end = self._top, self._last_top()
+        wanted = self._layout.moved(self._rows, before, rows)
+        self._top = min(wanted, end)
+        if self._rows.page is None:
+            self._following = self._top == end and (self._following or rows > 0)
+        at_edge = wanted >= end and self._rows.page is not None if rows > 0 else wanted == (0, 0)
+        if at_edge and len(self._rows) and not (rows < 0 and self._rows.begins_log):
+            self._read_on(before, rows)
+        self._repaint()
+
+    def _read_on(self, top: Spot, rows: int) -> None:
+        """Scroll beyond what is here, from a row that was at the top."""
+        place = self._rows[top.line].place
+        if rows > 0 and place >= self._rows.first_kept:
+            self._rows.show_newest(self._reader, self._events)
+            self._top = Spot(self._rows.index_of(place), top.part)
+            self._move(rows)
+        else:
+            self._read(_Wish(place, rows + top.part, -1 if rows < 0 else 1))
+
+    def _last_top(self) -> Spot:
+        """Return the top row when the newest line is in sight."""
+        return self._layout.last_top(self._rows, self.content_size.height)
+
+    def _place(self) -> int:
+        """Return the place of the line at the top."""
+        rows = self._rows
+        return rows[min(self._top.line, len(rows) - 1)].place if len(rows) else 0
+
+    def _edge(self, direction: int) -> int:
+        """Return the place of the first line in sight, or of the last."""
+        if direction < 0 or not len(self._rows):
+            return self._place()
+        return self._rows[self._layout.moved(self._rows, self._top, self.content_size.height - 1).line].place
+
+    def _keep_place(self, place: int) -> None:
+        """Put the line of this place at the top again."""
+        index = self._rows.index_of(place)
+        same = index < len(self._rows) and self._rows[index].place == place
+        self._top = Spot(index, self._top.part if same else 0)
 
     # drawing
 
-    def _repaint(self, *, force: bool = False) -> bool:
-        """Repaint the rows that show something else than they did; all of them with ``force``."""
+    def _repaint(self) -> bool:
+        """Repaint the rows that show something else than they did; return whether any does."""
         width, height = self.content_size
+        fits = bool(width and height)
+        if not fits or self._drawn_for != (width, height):
+            self._drawn_for = (-1, -1)
+            self._say_status()
+            if fits:
+                self.refresh()
+            return fits
+        before, self._drawn = self._drawn, self._lay_out(width, height)
         self._say_status()
-        if not (width and height):
-            self._drawn_for = (-1, -1)
-            return False
-        if force or self._drawn_for != (width, height):
-            self._drawn_for = (-1, -1)
-            self.refresh()
-            return True
-        before, self._drawn = self._drawn, self._layout(height)
         changed = [
             Region(0, y, width, 1) for y, (old, new) in enumerate(zip(before, self._drawn, strict=True)) if old != new
         ]
@@ -293,19 +424,26 @@ class LogView(Widget, can_focus=True):
             self.refresh(*changed)
         return bool(changed)
 
-    def _layout(self, height: int) -> list[_Row]:
+    def _lay_out(self, width: int, height: int) -> list[Row]:
         """Return what each row is to show."""
-        rows = self._rows
-        self._top = self._within(len(rows) if self._following else self._top)
-        lines = [rows[index] for index in range(self._top, min(len(rows), self._top + height))]
-        shown = [self._row(line) for line in lines]
+        lines, layout = self._rows, self._layout
+        layout.width = max(1, width - GUTTER)
+        end = layout.last_top(lines, height)
+        self._top = end if self._following else min(self._top, end)
+        shown = [self._row(line, cells) for line, cells in layout.rows(lines, self._top, height)]
         if not shown:
-            everything = rows.minimum == "debug"
-            shown.append(("mark", "no lines" if everything else f"no lines at level {rows.minimum} or above", False))
-        return [*shown, *[_BLANK] * (height - len(shown))]
+            everything = lines.minimum == "debug"
+            text = "no lines" if everything else f"no lines at level {lines.minimum} or above"
+            shown.append(Row("mark", text, (0, layout.width)))
+        return [*shown, *[BLANK] * (height - len(shown))]
 
-    def _row(self, line: LogLine) -> _Row:
-        return line.level, line.text, line.number == self._current and line is not self._rows.open_line
+    def _row(self, line: LogLine, cells: Span) -> Row:
+        finder, text, continues = self._finder, line.text, self._layout.wraps and cells[0] > 0
+        if finder.pattern is None or line.level == "event":
+            return Row(line.level, text, cells, continues=continues)
+        matches = tuple(match.span() for match in finder.pattern.finditer(text))
+        is_current = line.place == finder.current and line is not self._rows.open_line
+        return Row(line.level, text, cells, matches, is_current, continues)
 
     def _say_status(self) -> None:
         if (status := self.status) != self._status:
@@ -316,28 +454,13 @@ class LogView(Widget, can_focus=True):
         """Render one row."""
         width, height = self.content_size
         if self._drawn_for != (width, height):
-            self._drawn = self._layout(height)
+            self._drawn = self._lay_out(width, height)
             self._drawn_for = (width, height)
         if y >= len(self._drawn):
             return Strip.blank(width, self.rich_style)
-        level, text, current = self._drawn[y]
-        style = self.get_component_rich_style(f"log--{level}")
-        gutter = Strip([Segment(_gutter(level, current), style)], _GUTTER)
-        body = Strip(self._pieces(text, style, current)).crop(self._left, self._left + max(0, width - _GUTTER))
-        return Strip.join([gutter, body]).adjust_cell_length(width, style)
-
-    def _pieces(self, text: str, style: Style, current: bool) -> list[Segment]:
-        pattern = self._rows.pattern
-        if pattern is None:
-            return [Segment(text, style)]
-        match_style = self.get_component_rich_style("log--current" if current else "log--match")
-        pieces: list[Segment] = []
-        end = 0
-        for match in pattern.finditer(text):
-            pieces += [Segment(text[end : match.start()], style), Segment(match[0], match_style)]
-            end = match.end()
-        return [piece for piece in (*pieces, Segment(text[end:], style)) if piece.text]
+        return strip_of(self._drawn[y], width, lambda part: self.get_component_rich_style(f"log--{part}"))
 
 
-def _gutter(level: Level, current: bool) -> str:
-    return LETTER[level] + (">" if current else " ")
+def _page(reader: LogReader, wish: _Wish, minimum: Level) -> LogPage:
+    with LogFile.of(reader) as file:
+        return file.page(wish.place, wish.direction, minimum)

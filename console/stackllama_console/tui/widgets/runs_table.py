@@ -7,13 +7,13 @@ from msgspec import Struct
 from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.widgets import DataTable
 
 from ...readers.run_columns import COLUMNS, default_columns, group_name, last_text
 from ...readers.runs_index import Row
 from ...sanitise import one_line
 from ...units import cut
 from ..state_style import state_text
+from .fast_table import FastTable
 from .typed_ahead import KeyTaker
 
 _LEAST = {"state": 10, "step": 7, "age": 4, "duration": 9, "ETA": 4, "last": 16}
@@ -36,7 +36,7 @@ class View(Struct, frozen=True, kw_only=True):
     folded: Collection[str] = ()
 
 
-class RunsTable(DataTable[Text]):
+class RunsTable(FastTable):
     """A table of runs; its cursor keys have names of our own.
 
     Attributes:

@@ -27,9 +27,7 @@ def head_line(reader: Reader, variables: Mapping[str, str], now: float, waiting:
     colours = dict(variables)
     history = reader.history
     word = f"no sign for {span(now - (history.updated or now))}" if reader.phase == "silent" else ""
-    text = Text().append_text(
-        state_text(reader.phase, colours, word)
-    )  # as a span: its style would be the line's
+    text = Text().append_text(state_text(reader.phase, colours, word))  # as a span: its style would be the line's
     state: State | None = getattr(reader, "state", None)
     if waiting:
         text.append(f"  {waiting}", style="bold")
