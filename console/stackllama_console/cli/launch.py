@@ -106,7 +106,7 @@ def dry_run(arguments: argparse.Namespace, reading: Reading) -> int:
 
     As text it is a recipe file, the command a comment on its first line.
     """
-    plan = _plan(arguments, Home(arguments.home), reading)
+    plan = _plan(arguments, Home(arguments.home), reading, ask_hub=False)
     if arguments.json:
         show_json(
             {
@@ -124,9 +124,10 @@ def dry_run(arguments: argparse.Namespace, reading: Reading) -> int:
     return ExitCode.DONE
 
 
-def _plan(arguments: argparse.Namespace, home: Home, reading: Reading) -> launcher.Plan:
+def _plan(arguments: argparse.Namespace, home: Home, reading: Reading, *, ask_hub: bool = True) -> launcher.Plan:
     """Plan what these arguments launch; ``merge`` and ``demo`` have no ``--canary``."""
-    return launcher.plan(home, reading.recipe, arguments.name, canary=getattr(arguments, "canary", None))
+    canary = getattr(arguments, "canary", None)
+    return launcher.plan(home, reading.recipe, arguments.name, canary=canary, ask_hub=ask_hub)
 
 
 def flush() -> None:
