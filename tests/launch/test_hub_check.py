@@ -90,8 +90,9 @@ def test_offline_is_said_by_the_variables_name(hub: FakeHub, monkeypatch: pytest
 
 def test_a_hub_that_refuses_connections_is_unreachable(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_check, "endpoint", lambda: "http://person:secret@127.0.0.1:9")
-    text = problem(sft("org/base"))
-    assert "the hub at 127.0.0.1:9 cannot be reached" in text and "secret" not in text
+    text = problem(sft("org/base", "dataset_name=org/rows"))
+    assert text.startswith("`model_name_or_path: org/base`, `dataset_name: org/rows`: would be downloaded")
+    assert text.count("the hub at 127.0.0.1:9 cannot be reached") == 1 and "secret" not in text
 
 
 def test_a_hub_that_never_answers_is_given_up_in_time(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

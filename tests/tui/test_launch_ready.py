@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tests.tui.app_kit import Shown, run_app
 from tests.tui.screens_kit import Driven, drive, isolate
+from textual.events import Key
 
 from stackllama_console.readers.budget_inputs import Devices
 from stackllama_console.settings import Settings
@@ -96,3 +97,57 @@ def test_a_folder_without_weights_is_not_ready(home: Home, tmp_path: Path) -> No
         assert "has no weights" in driven.screen.controller.problem()
 
     drive(home, lambda: LaunchScreen(home, Settings(stage=str(Stage.SFT), model=str(tmp_path / "half"))), script)
+
+
+def test_slash_filters_the_form_wherever_the_focus_is(home: Home) -> None:
+    async def narrow(driven: Driven) -> None:
+        await driven.press("b")
+        assert driven.screen.has_class("-budget")
+        await driven.press("slash", *"lr", "enter")
+        assert not driven.screen.has_class("-budget") and driven.app.screen is driven.screen
+        await driven.shows("/ lr", "learning_rate")
+        assert driven.screen.query_one("#form-rows").has_focus
+
+    async def wide(driven: Driven) -> None:
+        for widget in ("#launch-list", "#launch-budget"):
+            driven.screen.query_one(widget).focus()
+            await driven.pilot.pause()
+            await driven.press("slash", *"lr", "enter")
+            await driven.shows("/ lr", "learning_rate")
+            await driven.press("escape")
+
+    drive(home, lambda: LaunchScreen(home, Settings()), narrow)
+    drive(home, lambda: LaunchScreen(home, Settings()), wide, size=(140, 40))
+
+
+def test_keys_that_arrive_with_the_slash_are_the_filters(home: Home) -> None:
+    async def script(driven: Driven) -> None:
+        await driven.press("b")
+        panel = driven.screen.query_one("#launch-budget")
+        for key in ("slash", "l", "r"):  # all for the panel, as one read brings them
+            panel.post_message(Key(key, "/" if key == "slash" else key))
+        await driven.shows("/ lr", "learning_rate")
+
+    drive(home, lambda: LaunchScreen(home, Settings()), script)
+
+
+def test_tab_completes_a_path_in_the_form_and_in_the_dialogs(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "models" / "llama-7b").mkdir(parents=True)
+    (tmp_path / "models" / "llama-13b").mkdir()
+
+    async def script(driven: Driven) -> None:
+        await driven.press("e", *"./mo", "tab")
+        field = driven.screen.query_one("#form-input")
+        await driven.until(lambda: field.value == "./models/" and field.has_focus)
+        await driven.press("tab")
+        await driven.until(lambda: field.value == "./models/llama-")
+        await driven.shows("llama-13b/ · llama-7b/")
+        await driven.press("escape", "o", *"mod", "tab")
+        await driven.until(lambda: driven.app.focused is not None and driven.app.focused.value == "models/")  # type: ignore[attr-defined]
+        await driven.press("tab")
+        await driven.shows("llama-13b/ · llama-7b/", "tab  complete")
+        await driven.press("escape", "m", *"./mod", "tab")
+        await driven.until(lambda: driven.app.focused is not None and driven.app.focused.value == "./models/")  # type: ignore[attr-defined]
+        await driven.press("escape")
+
+    drive(home, lambda: LaunchScreen(home, Settings()), script)

@@ -79,7 +79,7 @@ def test_an_empty_home_says_what_to_do(tmp_path: Any, monkeypatch: pytest.Monkey
     home = isolate(tmp_path, monkeypatch)
 
     async def script(shown: Shown) -> None:
-        await shown.shows("No runs here yet", "launch the first one")
+        await shown.shows("No runs here yet", "launch your own")
         for key in "xwreatDcz ":
             await shown.press("space" if key == " " else key)
         assert "no run is selected" in shown.said

@@ -60,6 +60,10 @@ class Wanted(Struct, frozen=True, kw_only=True):
         return "data set" if self.kind == "dataset" else "model"
 
 
+class _UnreachedError(Exception):
+    """There was no answer of a hub; the message says why."""
+
+
 def wanted_from_hub(recipe: AnyRecipe) -> list[Wanted]:
     """Return what a launch would download, each thing once.
 
@@ -85,8 +89,12 @@ def check_hub(recipe: AnyRecipe) -> None:
         return
     try:
         problems = _HUB.answer(lambda: list(filter(None, map(_problem, wanted))), seconds)
-    except UnansweredError as error:
-        problems = [_unreachable(wanted[0], str(error))]
+    except (_UnreachedError, UnansweredError) as error:
+        names = ", ".join(one.label for one in wanted)
+        problems = [
+            f"{names}: would be downloaded, and the hub at {_host()} cannot be reached ({error}). Check the network "
+            "(proxy, HF_ENDPOINT), or give a local path."
+        ]
     if problems:
         raise RefusedError(" ".join(problems))
 
@@ -134,7 +142,11 @@ def _has_data(name: str) -> bool:
 
 
 def _problem(one: Wanted) -> str | None:
-    """Ask for one thing; return what is wrong, in one sentence with the way out."""
+    """Ask for one thing; return what is wrong, in one sentence with the way out.
+
+    Raises:
+        _UnreachedError: nothing answered.
+    """
     from huggingface_hub import errors
 
     http_error: Any = errors.HfHubHTTPError.__bases__[0]  # of the hub's HTTP library, which changes with its version
@@ -150,7 +162,7 @@ def _problem(one: Wanted) -> str | None:
     except errors.HfHubHTTPError as error:
         return f"{one.label}: {_refusal(one, error)}"
     except (http_error, OSError, ValueError) as error:
-        return _unreachable(one, " ".join(str(error).split())[:120] or type(error).__name__)
+        raise _UnreachedError(" ".join(str(error).split())[:120] or type(error).__name__) from error
 
 
 def _refusal(one: Wanted, error: Any) -> str:
@@ -199,13 +211,6 @@ def _ask_for_data(one: Wanted) -> None:
     api = HfApi(endpoint=endpoint())
     if api.dataset_info(one.name).gated:
         api.auth_check(one.name, repo_type="dataset")
-
-
-def _unreachable(one: Wanted, why: str) -> str:
-    return (
-        f"{one.label}: would be downloaded, and the hub at {_host()} cannot be reached ({why}). Check the network "
-        "(proxy, HF_ENDPOINT), or give a local path."
-    )
 
 
 def endpoint() -> str:

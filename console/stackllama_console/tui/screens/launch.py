@@ -66,6 +66,7 @@ class LaunchScreen(ConsoleScreen):
         Binding("m", "ask_model", "model", id="launch.model"),
         Binding("r", "ask_run", "choose run", id="launch.run", show=False),
         Binding("b", "budget", "budget", id="launch.budget"),
+        Binding("slash", "filter", "filter", id="form.filter"),  # the form's own key, wherever the focus is
         Binding("y", "copy", "copy command", id="launch.copy", show=False),
         Binding("C", "commands", "show commands", id="launch.commands", show=False),
         Binding("N", "ask_name", "name run", id="launch.name", show=False),
@@ -120,13 +121,15 @@ class LaunchScreen(ConsoleScreen):
         with Container(id="launch-main"):
             with Container(id="launch-models", classes="panel") as models:
                 models.border_title = "models"
-                yield ModelList(id="launch-list")
+                models_found = ModelList(id="launch-list")
+                yield models_found
             form = RecipeForm(self.controller.draft.form, ascii=drawn, id="launch-form")
             form.border_title = "recipe"
             yield form
             panel = BudgetPanel(ascii=drawn, id="launch-budget")
             panel.border_title = "memory"
             yield panel
+            models_found.take_key = panel.take_key = self._take_key
         yield TextLines(id="launch-error")
         yield TextLines(id="launch-command")
 
@@ -390,6 +393,17 @@ class LaunchScreen(ConsoleScreen):
         else:
             panel.focus()
 
+    async def _take_key(self, event: events.Key) -> None:
+        """Bring the form into view for a key of its filter."""
+        if event.key == "slash":
+            self.remove_class("-budget")
+        await self.query_one(RecipeForm).take_key(event)
+
+    def action_filter(self) -> None:
+        """Filter the form's keys, wherever the focus is."""
+        self.remove_class("-budget")
+        self.query_one(RecipeForm).action_filter()
+
     def action_copy(self) -> None:
         """Copy this program's command."""
         self.console_app.copy_to_clipboard(self.controller.draft.command())
@@ -466,8 +480,8 @@ class LaunchScreen(ConsoleScreen):
             super().action_back()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Leave enter and the numbers to the input while something is typed."""
-        return not (action in ("launch", "offer") and isinstance(self.focused, Input))
+        """Leave enter, numbers and the slash to the input while something is typed."""
+        return not (action in ("launch", "offer", "filter") and isinstance(self.focused, Input))
 
     # dialogs
 

@@ -297,6 +297,9 @@ class LaunchController:
             ("changed", "  ".join(changes) or "nothing (all defaults)"),
             ("home", str(draft.home.path)),
         ]
+        if draft.origin:
+            moved = [f"{key} {old or 'empty'} → {new or 'empty'}" for key, (old, new) in draft.form.changes().items()]
+            rows.insert(2, ("source", f"{draft.origin}: {'; '.join(moved) or 'nothing differs'}"))
         return Summary(
             title=f"launch {draft.stage}",
             run=draft.name or str(draft.stage),

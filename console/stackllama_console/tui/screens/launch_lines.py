@@ -85,7 +85,9 @@ def verdict_parts(
         verdict = Text(f"… asking the hub for {one_line(waits_for)}" if waits_for else "… checking inputs", style="dim")
     else:
         verdict = Text("✓ ready", style=rich_colour(dict(variables), "success"))
-    return [verdict, f"as {draft.name}" if draft.name else "", draft.origin]
+    changes = len(draft.form.changes()) if draft.origin else 0
+    origin = f"{draft.origin}, {changes} changed" if changes else draft.origin
+    return [verdict, f"as {draft.name}" if draft.name else "", origin]
 
 
 def budget_title(view: BudgetView, width: int) -> str:

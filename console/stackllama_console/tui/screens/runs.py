@@ -29,7 +29,7 @@ from .confirm import AskScreen
 _EMPTY = """\
 No runs here yet.
 
-  d   the demo: the whole recipe on a tiny model, in minutes, without a GPU or a network
+  d   the demo: the whole recipe on a tiny model, in minutes, without a GPU
   n   launch your own: choose a model and a stage, see what memory it needs
   o   open another trainer's directory
   :   all commands, by name"""
@@ -390,7 +390,7 @@ class RunsScreen(ConsoleScreen):
             if path and path.strip():
                 self.console_app.open_foreign(Path(path.strip()))
 
-        self.console_app.push_screen(AskScreen(question, placeholder="~/outputs/my-run"), answered)
+        self.console_app.push_screen(AskScreen(question, placeholder="~/outputs/my-run", path=True), answered)
 
     def action_filter(self) -> None:
         """Open the filter, which narrows the list as one types; escape clears it."""
