@@ -290,16 +290,18 @@ class LaunchController:
 
     def _summary(self) -> Summary:
         draft, view = self.draft, self.budget
-        changes = [f"{key}={text}" for key, text in draft.form.differences().items() if key != draft.model_key]
+        if draft.origin:
+            moved = [f"{key} {old or 'empty'} → {new or 'empty'}" for key, (old, new) in draft.form.changes().items()]
+            changes = ("source", f"{draft.origin}: {'; '.join(moved) or 'nothing differs'}")
+        else:
+            typed = [f"{key}={text}" for key, text in draft.form.differences().items() if key != draft.model_key]
+            changes = ("changed", "  ".join(typed) or "nothing (all defaults)")
         rows = [
             ("adapter" if draft.stage is Stage.MERGE else "model", draft.model or "none yet"),
             ("run", draft.name or f"{draft.stage}-… (stage, date and time)"),
-            ("changed", "  ".join(changes) or "nothing (all defaults)"),
+            changes,
             ("home", str(draft.home.path)),
         ]
-        if draft.origin:
-            moved = [f"{key} {old or 'empty'} → {new or 'empty'}" for key, (old, new) in draft.form.changes().items()]
-            rows.insert(2, ("source", f"{draft.origin}: {'; '.join(moved) or 'nothing differs'}"))
         return Summary(
             title=f"launch {draft.stage}",
             run=draft.name or str(draft.stage),
