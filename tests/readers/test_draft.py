@@ -100,6 +100,12 @@ def test_the_demos_own_recipe_is_a_pipeline_of_its_model_and_data(home: Home) ->
     draft.take(read_demo())
     assert draft.stage is Stage.PIPELINE and draft.origin == "the demo's recipe"
     assert draft.form.text("dataset_name") == "demo" and draft.form.recipe() == read_demo().recipe
+    draft.switch(Stage.SFT)
+    assert draft.model == "gpt2"
+    other = Draft(home, Stage.REWARD)
+    other.take(read_demo())
+    other.switch(Stage.SFT)
+    assert other.model == "demo" and other.form.text("max_steps") == "70"
 
 
 def test_a_source_is_of_its_stage_alone(home: Home) -> None:

@@ -10,11 +10,12 @@ from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 from stackllama_engine.launch.sections import PLACEHOLDER, stage_recipe
 
 from .form import Form
+from .input_check import MODEL
 
 
 @functools.cache
 def demo_values(stage: Stage) -> Mapping[str, str]:
-    """Return form key → text, without what a stage takes from another run; empty for a stage that trains nothing.
+    """Return form key → text, without model and what other runs give; empty for a stage that trains nothing.
 
     Raises:
         UsageError: the installation lacks the recipe.
@@ -26,4 +27,4 @@ def demo_values(stage: Stage) -> Mapping[str, str]:
         form.load(recipe)
     elif stage in TRAINING_STAGES:
         form.load(stage_recipe(recipe, stage))
-    return {key: text for key, text in form.differences().items() if text != PLACEHOLDER}
+    return {key: text for key, text in form.differences().items() if key != MODEL and text != PLACEHOLDER}
