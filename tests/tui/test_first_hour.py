@@ -12,7 +12,8 @@ from tests.tui.terminal import Terminal
 
 _PART = Path(__file__).with_name("hour.py")
 _BAD, _GOOD = "0.5", "0.004"
-_PAGES = 12
+_END = 10.0
+"""Seconds after which a page that does not move is the last one."""
 _PATIENCE = 120.0
 
 
@@ -35,13 +36,10 @@ class Person:
         """Press a key that the help of this screen names: on one line of it stand key and label."""
         self.press("?", "? help")
         self.console.wait_for("esc closes")
-        for _ in range(_PAGES):
-            self.console.settle(0.2)
-            if any(all(part in line for part in named) for line in self.console.text().splitlines()):
-                break
+        while not any(all(part in line for part in named) for line in self.console.text().splitlines()):
+            before = self.console.text()
             self.console.send("\x1b[6~")  # page down
-        else:
-            raise AssertionError(f"the help does not name {named}; on the screen:\n{self.console.text()}")
+            self.console.until(lambda before=before: self.console.text() != before, _END)
         self.press("\x1b", "esc closes")
         self.console.wait_gone("esc closes")
         self.console.send(key)

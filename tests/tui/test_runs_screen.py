@@ -99,7 +99,7 @@ def test_footer_of_an_empty_list_offers_no_key_of_a_run_even_after_help(
         await shown.reaches("HelpScreen")
         await shown.press("escape")
         await shown.reaches("RunsScreen")
-        assert shown.front.query_one(KeyLine).plain == "n launch  / filter  ? help  q quit"
+        assert shown.front.query_one(KeyLine).plain == "d demo  n launch  / filter  ? help  q quit"
 
     run_app(isolate(tmp_path, monkeypatch), script)
 
