@@ -112,6 +112,7 @@ def test_first_hour(person: Person, whole: bool) -> None:
     person.sees("runs  ", "✓ finished", "✗ failed")
 
     person.filter_runs("sft")
+    person.learn("g", "g", "first run")  # the cursor is still on the run that failed
     person.press(" ", "space select")
     person.sees("1 selected")
     if whole:  # past the merged model
