@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.llama_7b import LLAMA_7B
+from tests.weights import write_weights
 
 from stackllama_engine.contract.errors import RecipeError, RefusedError
 from stackllama_engine.contract.recipe import AnyRecipe, PipelineRecipe, SFTRecipe
@@ -25,6 +26,7 @@ def model(tmp_path: Path) -> str:
     path = tmp_path / "model"
     path.mkdir()
     (path / "config.json").write_text(json.dumps(LLAMA_7B))
+    write_weights(path)
     return str(path)
 
 

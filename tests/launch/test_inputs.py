@@ -1,9 +1,11 @@
 """Inputs of a recipe: what they may be, and refusals that name a way out."""
 
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
+from tests.weights import write_weights
 
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.recipe import AnyRecipe
@@ -11,7 +13,7 @@ from stackllama_engine.contract.recipe_io import build_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, Launch, Phase, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import inputs
-from stackllama_engine.launch.inputs import resolve_inputs
+from stackllama_engine.launch.inputs import check_input, resolve_inputs
 
 
 def made(home: Home, stage: Stage, name: str, *outputs: str, phase: Phase = "finished", parent: str = "") -> RunDir:
@@ -57,6 +59,7 @@ def test_demo_is_the_embedded_base(home: Home, tmp_path: Path, monkeypatch: pyte
 def test_local_paths_become_absolute(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").touch()
+    write_weights(tmp_path / "base")
     (tmp_path / "rows.jsonl").write_text('{"question": "q", "response_j": "a"}\n')
     monkeypatch.chdir(tmp_path)
     recipe, parents = resolve_inputs(home, sft("base", dataset_name="rows.jsonl"))
@@ -163,6 +166,21 @@ def test_what_is_wrong_with_a_local_input_is_said_before_launch(
     filled = [value.format(empty=tmp_path / "empty") for value in values]
     with pytest.raises(UsageError, match=said):
         resolve_inputs(Home(tmp_path / "home"), load_recipe(Stage.SFT, None, filled))
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"), [("config.json", "*.safetensors"), ("adapter_config.json", "adapter_model")]
+)
+def test_a_configuration_alone_is_not_ready(tmp_path: Path, config: str, wanted: str) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", config):
+        (tmp_path / "model" / name).write_text("{}")
+    (tmp_path / "model" / "pytorch_model.bin").touch()
+    key = "model_name_or_path" if config == "config.json" else "reward_model_path"
+    with pytest.raises(UsageError, match=f"`{key}: .*has no weights: .* no {re.escape(wanted)}"):
+        check_input(Home(tmp_path / "home"), key, str(tmp_path / "model"))
+    write_weights(tmp_path / "model", "model.safetensors" if config == "config.json" else "adapter_model.safetensors")
+    check_input(Home(tmp_path / "home"), key, str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize("value", ["{empty}", "demo"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.weights import write_weights
 
 from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.errors import DataError, RecipeError, RefusedError, StackllamaError
@@ -218,6 +219,7 @@ def test_a_pipeline_says_what_every_stage_would_refuse_before_the_first_begins(
     model: Callable[..., str], tmp_path: Path
 ) -> None:
     path = model({"model_type": "granite", **SIZES, "logits_scaling": 8})
+    write_weights(Path(path))
     words = [f"model_name_or_path={path}", "sft.load_in_8bit=false", "lora_target_modules=[q_prj]"]
     recipe = load_recipe(Stage.PIPELINE, None, [*words, "dataset_name=demo"])
     with pytest.raises(RefusedError) as caught:
@@ -230,6 +232,7 @@ def test_a_pipeline_says_what_every_stage_would_refuse_before_the_first_begins(
 
 def test_what_a_change_of_the_recipe_mends_is_a_recipe_error(model: Callable[..., str], tmp_path: Path) -> None:
     path = model(llama())
+    write_weights(Path(path))
     recipe = load_recipe(
         Stage.SFT, None, [f"model_name_or_path={path}", "lora_target_modules=[x]", "dataset_name=demo"]
     )
@@ -300,8 +303,10 @@ def test_module_names_are_those_of_transformers() -> None:
 def test_the_console_is_told_while_the_form_is_filled(model: Callable[..., str], tmp_path: Path) -> None:
     from stackllama_console.readers.input_check import find_unusable
 
+    path = model(llama())
+    write_weights(Path(path))
     recipe = load_recipe(
-        Stage.SFT, None, [f"model_name_or_path={model(llama())}", "lora_target_modules=[x]", "dataset_name=demo"]
+        Stage.SFT, None, [f"model_name_or_path={path}", "lora_target_modules=[x]", "dataset_name=demo"]
     )
     found = find_unusable(Home(tmp_path / "home"), {}, recipe)
     assert "`lora_target_modules=x`" in found[""]

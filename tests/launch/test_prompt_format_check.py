@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.weights import write_weights
 
 from stackllama_engine.contract.errors import StageError, UsageError
 from stackllama_engine.contract.prompt_format import PromptFormat, write_prompt_format
@@ -21,6 +22,7 @@ def model(tmp_path: Path) -> Path:
     path.mkdir()
     (path / "config.json").write_text("{}")
     (path / "tokenizer_config.json").write_text("{}")
+    write_weights(path)
     return path
 
 
@@ -51,6 +53,7 @@ def test_a_reward_model_of_another_format_is_refused(home: Home, model: Path, da
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
+    write_weights(adapter, "adapter_model.safetensors")
     keys = {"reward_model_path": str(adapter)}
     resolve(home, Stage.PPO, model, data, **keys)  # nothing says what it was trained with
     write_prompt_format(adapter, CHAT)

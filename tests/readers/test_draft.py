@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from stackllama_console.readers.draft import ADAPTER, MODEL, Draft, LaunchForm, read_file, read_run, write_file
+from stackllama_console.readers.draft import (
+    ADAPTER,
+    MODEL,
+    Draft,
+    LaunchForm,
+    Source,
+    read_demo,
+    read_file,
+    read_run,
+    write_file,
+)
 from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.recipe import PipelineRecipe, PPORecipe
@@ -47,33 +57,83 @@ def test_what_is_missing_has_a_stand_in_for_the_estimate_and_what_is_wrong_has_n
 
 
 def test_stages_keep_their_values_and_take_over_model_and_data(home: Home) -> None:
-    draft = Draft(home, Stage.SFT, "demo")
-    draft.form.set("dataset_name", "demo")
+    draft = Draft(home, Stage.SFT, "mine")
+    draft.form.set("dataset_name", "rows.jsonl")
     draft.form.set("lora_r", "4")
     draft.switch(Stage.MERGE)
     assert draft.model_key == ADAPTER and draft.model == ""
     draft.switch(Stage.REWARD)
-    assert draft.form.differences() == {MODEL: "demo", "dataset_name": "demo"}
+    assert draft.form.differences() == {MODEL: "mine", "dataset_name": "rows.jsonl"}
     draft.form.set(MODEL, "gpt2")
     draft.switch(Stage.SFT)
-    assert draft.form.differences() == {MODEL: "demo", "dataset_name": "demo", "lora_r": "4"}
+    assert draft.form.differences() == {MODEL: "mine", "dataset_name": "rows.jsonl", "lora_r": "4"}
+
+
+def test_the_demo_brings_its_data_and_settings_and_takes_them_along(home: Home) -> None:
+    draft = Draft(home, Stage.SFT)
+    draft.form.set("learning_rate", "1e-4")
+    draft.form.set(MODEL, "demo")
+    assert draft.follow_model() and not draft.follow_model()
+    assert draft.form.text("dataset_name") == "demo" and draft.form.text("max_steps") == "70"
+    assert draft.form.text("learning_rate") == "1e-4"  # what was typed stays
+    assert draft.form.recipe() is not None
+    draft.form.set("lora_r", "4")
+    draft.switch(Stage.REWARD)
+    assert draft.form.text("dataset_name") == "demo" and draft.form.text("max_steps") == "600"
+    draft.switch(Stage.PIPELINE)
+    assert draft.form.text("ppo.max_steps") == "60" and draft.form.recipe() is not None
+    draft.switch(Stage.SFT)
+    draft.form.set(MODEL, "gpt2")
+    assert draft.follow_model()
+    assert draft.form.differences() == {MODEL: "gpt2", "learning_rate": "1e-4", "lora_r": "4"}
+
+
+@pytest.mark.parametrize("stage", [Stage.SFT, Stage.REWARD, Stage.PPO, Stage.PIPELINE])
+def test_what_the_demo_brings_is_no_loss(home: Home, stage: Stage) -> None:
+    draft = Draft(home, stage, "demo")
+    draft.touch()
+    assert not draft.touched and draft.form.text("dataset_name") == "demo"
+
+
+def test_the_demos_own_recipe_is_a_pipeline_of_its_model_and_data(home: Home) -> None:
+    draft = Draft(home, Stage.SFT, "gpt2")
+    draft.take(read_demo())
+    assert draft.stage is Stage.PIPELINE and draft.origin == "the demo's recipe"
+    assert draft.form.text("dataset_name") == "demo" and draft.form.recipe() == read_demo().recipe
+    draft.switch(Stage.SFT)
+    assert draft.model == "gpt2"
+    other = Draft(home, Stage.REWARD)
+    other.take(read_demo())
+    other.switch(Stage.SFT)
+    assert other.model == "demo" and other.form.text("max_steps") == "70"
+
+
+def test_a_source_is_of_its_stage_alone(home: Home) -> None:
+    draft = Draft(home, Stage.SFT)
+    recipe = load_recipe(Stage.REWARD, None, [f"{MODEL}=demo"])
+    draft.take(Source(recipe=recipe, origin="cloned from r", sbatch={"time": "1"}))
+    draft.switch(Stage.PPO)
+    assert draft.origin == "" and draft.sbatch is None
+    draft.switch(Stage.REWARD)
+    assert draft.origin == "cloned from r" and draft.sbatch == {"time": "1"}
+    assert draft.form.text("dataset_name") != "demo"  # a clone is taken as it is
 
 
 def test_clearing_keeps_the_model_and_touched_means_more_than_a_model(home: Home) -> None:
-    draft = Draft(home, Stage.SFT, "demo")
+    draft = Draft(home, Stage.SFT, "gpt2")
     draft.touch()
     assert not draft.touched
     draft.form.set("lora_r", "4")
     assert draft.touched
     draft.clear()
-    assert draft.form.differences() == {MODEL: "demo"} and not draft.touched
+    assert draft.form.differences() == {MODEL: "gpt2"} and not draft.touched
 
 
 def test_the_command_names_the_run_and_another_home(home: Home, tmp_path: Path) -> None:
-    draft = Draft(home, Stage.SFT, "demo")
+    draft = Draft(home, Stage.SFT, "gpt2")
     draft.name = "first"
-    assert shlex.split(draft.command())[1:] == ["launch", "sft", "model_name_or_path=demo", "--name", "first"]
-    other = Draft(Home(tmp_path / "two words"), Stage.SFT, "demo")
+    assert shlex.split(draft.command())[1:] == ["launch", "sft", "model_name_or_path=gpt2", "--name", "first"]
+    other = Draft(Home(tmp_path / "two words"), Stage.SFT, "gpt2")
     assert shlex.split(other.command())[-2:] == ["--home", str(tmp_path / "two words")]
 
 

@@ -9,12 +9,12 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stackllama_console.cli.demo import RECIPE as DEMO_RECIPE
 from stackllama_console.cli.parser import parse as parse_command
 from stackllama_console.cli.recipe_args import split_words
 from stackllama_console.readers.form import Form
 from stackllama_console.readers.form_fields import OTHER, fields_of
 from stackllama_console.readers.form_text import converted, write_text
+from stackllama_engine.contract.base import DEMO_RECIPE
 from stackllama_engine.contract.errors import RecipeError
 from stackllama_engine.contract.recipe import RECIPES, WIRED, PipelineRecipe, PPORecipe, SFTRecipe
 from stackllama_engine.contract.recipe_io import load_recipe

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tests.tui.screens_kit import isolate
 
+from stackllama_console.readers.draft import Source
 from stackllama_console.settings import Settings
 from stackllama_console.tui.screens import launch_controller
 from stackllama_console.tui.screens.launch_controller import LaunchController, Summary
@@ -65,7 +66,7 @@ def test_launch_carries_out_the_plan_that_was_confirmed(
     assert run is not None and run.id == "first"
     (planned,) = fake.plans
     assert fake.launched == [planned]
-    assert summaries[0].worker == planned.command.in_shell() and ("changed", "lora_r=8") in summaries[0].rows
+    assert summaries[0].worker == planned.command.in_shell() and "lora_r=8" in dict(summaries[0].rows)["changed"]
     assert (controller.settings.stage, controller.settings.recent_models) == ("sft", ["demo"])
     assert not controller.busy and not controller.launching
 
@@ -90,7 +91,8 @@ def test_launch_ignores_a_second_launch_meanwhile(
 
 
 def test_launch_refuses_a_slurm_recipe_and_says_how_to_submit_it(controller: LaunchController) -> None:
-    controller.draft.sbatch = {"time": "8:00:00"}
+    source = Source(recipe=recipe_of(controller), origin="cloned from x", sbatch={"time": "8:00:00"})
+    controller.draft.take(source)
     with pytest.raises(RefusedError, match="--slurm --sbatch-option=time=8:00:00"):
         asyncio.run(controller.launch(recipe_of(controller), answering(True, [])))
     assert not controller.busy
@@ -107,7 +109,7 @@ def test_summary_is_of_the_form_that_was_planned(controller: LaunchController, m
 
     monkeypatch.setattr(launch_controller.launcher, "plan", edited_meanwhile)
     asyncio.run(controller.launch(recipe_of(controller), answering(True, summaries)))
-    assert ("changed", "lora_r=8") in summaries[0].rows and "lora_r: 8\n" in fake.launched[0].recipe_yaml
+    assert "lora_r=8" in dict(summaries[0].rows)["changed"] and "lora_r: 8\n" in fake.launched[0].recipe_yaml
     assert summaries[0].run == "first" == fake.launched[0].name
 
 

@@ -15,10 +15,13 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from stackllama_console.readers.form import Form
+from stackllama_console.readers.form_aliases import SHORT
+from stackllama_console.readers.form_fields import fields_of
 from stackllama_console.sanitise import sanitise
 from stackllama_console.tui.widgets.form_list import FormList
+from stackllama_console.tui.widgets.form_rows import matching
 from stackllama_console.tui.widgets.recipe_form import RecipeForm
-from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.recipe_io import build_recipe, load_recipe
 from stackllama_engine.contract.stages import Stage
 
 HOSTILE = [
@@ -163,7 +166,11 @@ def test_defaults_are_shown_and_what_differs_is_marked_without_colour() -> None:
         assert app.line("base_precision").endswith("  auto")
         assert app.line("dtype").startswith(" ● dtype") and app.line("dtype").endswith("float32  default auto")
         assert app.line("model_revision").endswith("empty")
-        assert "hub id, local directory" in app.help() and "needed" in app.help()
+        assert "hub id, local directory" in app.help() and "needed" not in app.help()  # it is filled
+        await press(pilot, "d")
+        assert "needed" in app.help() and app.line("model_name_or_path").endswith("needed")
+        app.widget.apply({"model_name_or_path": "demo"})
+        await pilot.pause()
         await press(pilot, "j")
         assert app.help().splitlines()[0].startswith("model_revision  default empty · ")
 
@@ -340,6 +347,50 @@ def test_slash_filters_by_key_and_help_as_it_is_typed() -> None:
 
     app = drive(form, steps)
     assert app.changes == [] and app.escaped == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("lr", "learning_rate"),
+        ("batch size", "per_device_train_batch_size"),
+        ("grad accum", "gradient_accumulation_steps"),
+        ("epochs", "num_train_epochs"),
+        ("cutoff_len", "max_length"),
+        ("qlora", "base_precision"),
+        ("wandb", "report_to"),
+    ],
+)
+def test_the_filter_knows_other_names_of_a_key(words: str, key: str) -> None:
+    form = sft()
+    assert key in {field.key for field in matching(form, words)} and len(matching(form, words)) < 12
+    named = {field.name for stage in Stage for field in fields_of(stage).values()}
+    assert set(SHORT) <= named
+
+
+def test_a_filled_form_shows_what_differs_from_its_source() -> None:
+    form = sft()
+    form.load(build_recipe(Stage.SFT, {"model_name_or_path": "demo", "lora_r": 4, "seed": 7}))
+    form.set("lora_r", "8")
+    form.reset("seed")
+    form.set("packing", "false")
+
+    async def steps(app: FormApp, pilot: Pilot[None]) -> None:
+        app.widget.move_to("lora_r")
+        await pilot.pause()
+        assert app.line("lora_r").startswith("›Δ lora_r")
+        assert app.line("lora_r").endswith("8  was 4")
+        await press(pilot, "a", "a")
+        assert app.lines()[0] == f"3 of {len(form.fields)} keys that differ from the source"
+        names = [row.text for row in app.widget.query_one(FormList).rows if row.kind == "field"]
+        assert set(names) == {"seed", "packing", "lora_r"}
+        assert app.line("seed").endswith("was 7") and app.line("packing").endswith("false  was true")
+        await press(pilot, "a")
+        assert len(app.widget.query_one(FormList).rows) > 20
+
+    drive(form, steps)
+    changed = {"lora_r": ("4", "8"), "seed": ("7", form.default_text("seed")), "packing": ("true", "false")}
+    assert form.changes() == changed
 
 
 def test_a_shows_only_what_differs_or_is_wrong() -> None:

@@ -79,7 +79,7 @@ def test_an_empty_home_says_what_to_do(tmp_path: Any, monkeypatch: pytest.Monkey
     home = isolate(tmp_path, monkeypatch)
 
     async def script(shown: Shown) -> None:
-        await shown.shows("No runs here yet", "launch the first one")
+        await shown.shows("No runs here yet", "launch your own")
         for key in "xwreatDcz ":
             await shown.press("space" if key == " " else key)
         assert "no run is selected" in shown.said
@@ -99,7 +99,7 @@ def test_footer_of_an_empty_list_offers_no_key_of_a_run_even_after_help(
         await shown.reaches("HelpScreen")
         await shown.press("escape")
         await shown.reaches("RunsScreen")
-        assert shown.front.query_one(KeyLine).plain == "n launch  / filter  ? help  q quit"
+        assert shown.front.query_one(KeyLine).plain == "d demo  n launch  / filter  ? help  q quit"
 
     run_app(isolate(tmp_path, monkeypatch), script)
 

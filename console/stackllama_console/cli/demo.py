@@ -1,9 +1,8 @@
 """``demo``: the pipeline on the embedded model and data, followed to its end, and what changed."""
 
 import argparse
-from pathlib import Path
 
-import stackllama_engine
+from stackllama_engine.contract.base import DEMO_RECIPE
 from stackllama_engine.contract.errors import StackllamaError, UsageError
 from stackllama_engine.contract.recipe_io import read_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
@@ -18,8 +17,6 @@ from .output import PROGRAM, say, say_notes
 from .recipe_args import split_words
 from .run_status import say_outcome
 
-RECIPE = Path(stackllama_engine.__file__).parent / "demo_base" / "demo.yaml"
-
 
 def demo(arguments: argparse.Namespace) -> int:
     """Run ``demo``; the exit code is the pipeline's."""
@@ -28,9 +25,9 @@ def demo(arguments: argparse.Namespace) -> int:
     file, overrides = split_words(arguments.words)
     if file:
         raise UsageError(f"`{file}`: the demo has its own recipe; `{PROGRAM} pipeline {file}` runs yours.")
-    if not RECIPE.is_file():
-        raise StackllamaError(f"{RECIPE} is missing: the installation is incomplete; reinstall it.")
-    reading = read_recipe(Stage.PIPELINE, RECIPE, [*seed_overrides(arguments.seed), *overrides])
+    if not DEMO_RECIPE.is_file():
+        raise StackllamaError(f"{DEMO_RECIPE} is missing: the installation is incomplete; reinstall it.")
+    reading = read_recipe(Stage.PIPELINE, DEMO_RECIPE, [*seed_overrides(arguments.seed), *overrides])
     say_notes(reading.notes)
     home = Home(arguments.home)
     run = launcher.launch(launcher.plan(home, reading.recipe))

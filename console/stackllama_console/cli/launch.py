@@ -121,7 +121,7 @@ def dry_run(arguments: argparse.Namespace, reading: Reading) -> int:
 
     As text it is a recipe file, the command a comment on its first line.
     """
-    plan = _plan(arguments, Home(arguments.home), reading)
+    plan = _plan(arguments, Home(arguments.home), reading, ask_hub=False)
     if arguments.json:
         show_json(
             {
@@ -139,10 +139,10 @@ def dry_run(arguments: argparse.Namespace, reading: Reading) -> int:
     return ExitCode.DONE
 
 
-def _plan(arguments: argparse.Namespace, home: Home, reading: Reading) -> launcher.Plan:
+def _plan(arguments: argparse.Namespace, home: Home, reading: Reading, *, ask_hub: bool = True) -> launcher.Plan:
     """Plan what these arguments launch; ``merge`` and ``demo`` have neither ``--canary`` nor ``--after``."""
     canary, after = getattr(arguments, "canary", None), getattr(arguments, "after", None)
-    return launcher.plan(home, reading.recipe, arguments.name, canary=canary, after=after)
+    return launcher.plan(home, reading.recipe, arguments.name, canary=canary, after=after, ask_hub=ask_hub)
 
 
 def flush() -> None:

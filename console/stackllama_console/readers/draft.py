@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from stackllama_engine.contract.base import DEMO_BASE
+from stackllama_engine.contract.base import DEMO_BASE, DEMO_RECIPE
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.recipe import AnyRecipe, PipelineRecipe
 from stackllama_engine.contract.recipe_io import load_recipe, read_recipe
@@ -22,6 +22,7 @@ from stackllama_engine.launch.inputs import INPUTS
 from stackllama_engine.launch.slurm_queue import job_of
 
 from ..sanitise import one_line
+from .demo_recipe import demo_values
 from .form import PROGRAM, Form
 from .input_check import MODEL
 
@@ -30,6 +31,7 @@ _CARRIED = (MODEL, "dataset_name")
 """What another stage's form takes over, where nothing was typed in it."""
 _PATHS = (MODEL, ADAPTER, "reward_model_path", "policy_adapter_path", "base_model_name_or_path")
 _SPLITS = ("dataset_train_split", "dataset_test_split")
+_DOWNLOADS = ("model_revision", "dataset_streaming")
 _FUNCTIONS = ("reward_funcs", "reward_func_paths", "reward_columns", "reward_kwargs")
 _OUTPUTS = ("adapter", "merged")
 _MOST_RECIPE = 1 << 20
@@ -60,7 +62,7 @@ class LaunchForm(Form):
 
     def inputs(self) -> dict[str, str]:
         """Return the values that name models, data, splits, runs and functions, as far as they are given."""
-        looked_up = (*INPUTS, *_SPLITS, *_FUNCTIONS)
+        looked_up = (*INPUTS, *_SPLITS, *_DOWNLOADS, *_FUNCTIONS)
         named = {key: self.text(key) for key, field in self.fields.items() if field.name in looked_up}
         return {key: text for key, text in named.items() if text}
 
@@ -134,14 +136,15 @@ class Draft:
         self.after: str | None = None
         """The run whose end a launch waits for."""
         """The run's id; None: one is made."""
-        self.origin = ""
-        self.sbatch: dict[str, str] | None = None
-        """Options of sbatch where the form was filled from a Slurm run; None: it runs on this machine."""
         self._forms: dict[Stage, LaunchForm] = {}
+        self._sources: dict[Stage, Source] = {}
+        self._models: dict[Stage, str] = {}  # as follow_model last saw them
+        self._brought: dict[Stage, dict[str, str]] = {}  # by follow_model
         self._touched = False
         self._carried = {MODEL: model} if model else {}
         if model and stage is not Stage.MERGE:
             self.form.set(MODEL, model)
+            self.follow_model()
 
     @property
     def form(self) -> LaunchForm:
@@ -149,6 +152,16 @@ class Draft:
         if self.stage not in self._forms:
             self._forms[self.stage] = LaunchForm(self.stage)
         return self._forms[self.stage]
+
+    @property
+    def origin(self) -> str:
+        """Where this stage's values came from, in words; empty: they were typed."""
+        return self._sources[self.stage].origin if self.stage in self._sources else ""
+
+    @property
+    def sbatch(self) -> dict[str, str] | None:
+        """Options of sbatch where the form was filled from a Slurm run; None: it runs on this machine."""
+        return self._sources[self.stage].sbatch if self.stage in self._sources else None
 
     @property
     def model_key(self) -> str:
@@ -162,8 +175,9 @@ class Draft:
 
     @property
     def touched(self) -> bool:
-        """True if leaving would lose typed values; the model alone is quickly chosen again."""
-        return self._touched and any(key != self.model_key for key in self.form.differences())
+        """True if leaving would lose typed values; the model, with what it brought, is quickly chosen again."""
+        brought = {self.model_key: self.model, **self._brought.get(self.stage, {})}
+        return self._touched and bool(self.form.differences().items() - brought.items())
 
     def touch(self) -> None:
         """Note that something was typed."""
@@ -171,29 +185,59 @@ class Draft:
 
     def switch(self, stage: Stage) -> None:
         """Show another stage's form; each keeps its own values, and an untouched one takes over model and data."""
-        shared = [key for key in _CARRIED if key in self.form.fields]
+        brought = self._brought.get(self.stage, {})
+        shared = [key for key in _CARRIED if key in self.form.fields and key not in brought]
         self._carried |= {key: self.form.text(key) for key in shared if self.form.differs(key)}
         self.stage = stage
         for key, text in self._carried.items():
             if key in self.form.fields and not self.form.differs(key):
                 self.form.set(key, text)
+        self.follow_model()
+
+    def follow_model(self) -> bool:
+        """Fill in the demo's data set and settings once ``demo`` is the model, and take them back after another.
+
+        What a person typed stays.
+
+        Returns:
+            whether values have changed.
+        """
+        if self.stage is Stage.MERGE or self.model == self._models.get(self.stage, ""):
+            return False
+        form, self._models[self.stage] = self.form, self.model
+        untouched = {key: text for key, text in self._brought.pop(self.stage, {}).items() if form.text(key) == text}
+        if self.model != DEMO:
+            for key in untouched:
+                form.reset(key)
+            return bool(untouched)
+        brought = {key: text for key, text in demo_values(self.stage).items() if not form.differs(key)}
+        for key, text in brought.items():
+            form.set(key, text)
+        self._brought[self.stage] = brought
+        return bool(brought)
 
     def take(self, source: Source) -> None:
         """Fill the form of the recipe's stage from it."""
         self.stage = source.recipe.stage
         self.form.load(source.recipe)
-        self.origin = source.origin
-        self.sbatch = source.sbatch
+        self._sources[self.stage] = source
+        self._models[self.stage] = self.model
+        if self.model == DEMO:
+            values = demo_values(self.stage)
+            self._brought[self.stage] = {key: text for key, text in values.items() if self.form.text(key) == text}
+        else:
+            self._brought.pop(self.stage, None)
         self._touched = False
 
     def clear(self) -> None:
-        """Put every default back; the model stays."""
+        """Put every default back; the model stays, and the demo's data set and settings with it."""
         model = self.model
         self.form.clear()
+        for remembered in (self._sources, self._models, self._brought):
+            remembered.pop(self.stage, None)
         if model:
             self.form.set(self.model_key, model)
-        self.origin = ""
-        self.sbatch = None
+            self.follow_model()
 
     def command(self) -> str:
         """Return the command line that launches this, quoted for a shell."""
@@ -238,6 +282,15 @@ def read_file(file: Path, stage: Stage) -> Source:
         stage = Stage(named[1])
     reading = read_recipe(stage, file)
     return Source(recipe=reading.recipe, origin=f"from {one_line(file.name)}", notes=reading.notes)
+
+
+def read_demo() -> Source:
+    """Read the demo's recipe.
+
+    Raises:
+        UsageError: the installation lacks it.
+    """
+    return msgspec.structs.replace(read_file(DEMO_RECIPE, Stage.PIPELINE), origin="the demo's recipe")
 
 
 def write_file(file: Path, text: str) -> Path:

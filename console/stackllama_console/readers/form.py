@@ -39,6 +39,8 @@ class Form:
         self.fields = fields_of(stage)
         self.version = 0
         """Grows with every change."""
+        self.source: dict[str, str] | None = None
+        """Values of the recipe that filled the form, as :meth:`differences`; None: it was not filled from one."""
         self._texts: dict[str, str] = {}
         self._wrong: dict[str, str] = {}  # what is wrong with one value by itself
         self._errors: dict[str, str] | None = None
@@ -62,6 +64,7 @@ class Form:
 
     def clear(self) -> None:
         """Reset every key to its default."""
+        self.source = None
         self._texts.clear()
         self._wrong.clear()
         self._changed()
@@ -85,6 +88,17 @@ class Form:
         """Return the typed values that are not the default, by key, in the form's order."""
         return {key: self._texts[key] for key in self.fields if key in self._texts}
 
+    def was(self, key: str) -> str | None:
+        """Return the text that the form was filled with, where it is another one now; else None."""
+        if self.source is None:
+            return None
+        before = self.source[key] if key in self.source else self.default_text(key)
+        return before if before != self.text(key) else None
+
+    def changes(self) -> dict[str, tuple[str, str]]:
+        """Return what differs from the recipe that filled the form: key → its text and the text now."""
+        return {key: (before, self.text(key)) for key in self.fields if (before := self.was(key)) is not None}
+
     def load(self, recipe: AnyRecipe) -> None:
         """Fill in from another run's recipe: afterwards :meth:`recipe` gives an equal one.
 
@@ -98,6 +112,7 @@ class Form:
         for key, value in values.items():
             field = self.fields[key]
             self._store(field, form_text.write_text(field, value))
+        self.source = self.differences()
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

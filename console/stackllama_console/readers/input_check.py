@@ -1,10 +1,11 @@
-"""Launch's check of the models, data and runs that a form names, made early. For threads."""
+"""Launch's checks of the models, data and runs that a form names, made early. For threads."""
 
 from collections.abc import Mapping
 
 from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.recipe import AnyRecipe
 from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.launch.hub_check import check_hub, wanted_from_hub
 from stackllama_engine.launch.inputs import INPUTS, check_input, resolve_inputs
 from stackllama_engine.launch.preflight import preflight
 
@@ -44,6 +45,28 @@ def find_unusable(home: Home, inputs: Mapping[str, str], recipe: AnyRecipe | Non
     try:
         resolved, _ = resolve_inputs(home, recipe)
         preflight(resolved)
+    except (StackllamaError, OSError) as error:
+        return {"": str(error)}
+    return {}
+
+
+def names_from_hub(home: Home, recipe: AnyRecipe) -> list[str]:
+    """Return what a launch would download from the hub; empty where that is nothing, or an input is wrong."""
+    try:
+        return [one.name for one in wanted_from_hub(resolve_inputs(home, recipe)[0])]
+    except (StackllamaError, OSError):  # `find_unusable` says it
+        return []
+
+
+def find_withheld(home: Home, recipe: AnyRecipe) -> dict[str, str]:
+    """Ask the hub for what a launch would download; return what is wrong as :func:`find_unusable` does. Takes seconds.
+
+    Args:
+        home: whose runs the recipe may name.
+        recipe: the whole.
+    """
+    try:
+        check_hub(resolve_inputs(home, recipe)[0])
     except (StackllamaError, OSError) as error:
         return {"": str(error)}
     return {}

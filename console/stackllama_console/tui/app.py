@@ -124,6 +124,13 @@ class ConsoleApp(BaseApp):
 
         self.push_screen(LaunchScreen(self.home, self.settings, clone=run_id, changes=changes))
 
+    def open_demo(self) -> None:
+        """Open the launch form, filled from the demo's recipe."""
+        from ..readers.draft import read_demo
+        from .screens.launch import LaunchScreen
+
+        self.push_screen(LaunchScreen(self.home, self.settings, read=read_demo))
+
     def open_samples(self, run: RunDir) -> None:
         """Open the browser of a run's samples."""
         from .screens.samples import SamplesScreen

@@ -108,6 +108,10 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
         """Open the launch form, filled from a run's recipe where a run is named, with changes to it."""
 
     @abstractmethod
+    def open_demo(self) -> None:
+        """Open the launch form, filled from the demo's recipe."""
+
+    @abstractmethod
     def open_samples(self, run: RunDir) -> None:
         """Open the browser of a run's samples."""
 

@@ -23,6 +23,8 @@ BASE_KEY = "base_model_name_or_path"
 
 DEMO_BASE = Path(stackllama_engine.__file__).resolve().parent / "demo_base"
 """The embedded model of the demo."""
+DEMO_RECIPE = DEMO_BASE / "demo.yaml"
+"""The demo's pipeline recipe."""
 
 _SHOWN = 12  # characters of a fingerprint in messages
 

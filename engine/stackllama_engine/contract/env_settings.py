@@ -1,10 +1,11 @@
-"""Numeric environment variables of supervisors: read where they are used, checked before anything is started."""
+"""Numeric environment variables of launches and supervisors: read where used, checked before anything is started."""
 
 import math
 import os
 
 from .errors import UsageError
 
+HUB_DEADLINE = "STACKLLAMA_HUB_DEADLINE"
 NAMES = tuple(
     f"STACKLLAMA_{name}"
     for name in (
@@ -18,6 +19,7 @@ NAMES = tuple(
         "DISK_CRITICAL",
         "DISK_WARNING",
         "DISK_PATIENCE",
+        "HUB_DEADLINE",
     )
 )
 """Their meaning: docs/reliability.md."""

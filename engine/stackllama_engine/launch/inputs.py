@@ -33,6 +33,7 @@ from .functions import check_options, find_function, parameters_of
 from .prompt_format_check import check_one_kind, check_prompt_format, prompt_format_kind
 from .reward_model_check import check_reward_model
 from .sections import PLACEHOLDER, map_sections, stage_recipe
+from .weights import check_weights
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 _LONGEST_HUB_ID = 96  # huggingface_hub.utils.validate_repo_id
@@ -121,6 +122,7 @@ def _model(home: Home, key: str, value: str, parents: list[str]) -> str:
     path = _path_or_hub(home, key, value, "the id of a finished merge run, a hub id, a local path, or `demo`")
     if Path(path).is_dir():
         _needs(key, Path(path), "config.json", why="it is not a model")
+        check_weights(key, Path(path))
     elif Path(path).is_file() and not path.endswith(".gguf"):
         raise UsageError(f"`{key}: {path}` is a file; a model is a directory with config.json, or a .gguf file.")
     return path
@@ -159,6 +161,7 @@ def _adapter(home: Home, key: str, value: str, parents: list[str]) -> str:
         return _output(run, _trained(run), key, parents)
     if path := _existing(value):
         _needs(key, Path(path), "adapter_config.json", "config.json", why="it is neither an adapter nor a model")
+        check_weights(key, Path(path))
         return path
     raise _unknown(home, key, value, "the id of a finished sft, reward, preference or ppo run, or an adapter directory")
 
@@ -177,6 +180,7 @@ def _reward_model(home: Home, key: str, value: str, parents: list[str]) -> str:
     path = _path_or_hub(home, key, value, allowed)
     if Path(path).exists():
         _needs(key, Path(path), "adapter_config.json", "config.json", why="it is neither an adapter nor a model")
+        check_weights(key, Path(path))
     return path
 
 

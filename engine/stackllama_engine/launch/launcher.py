@@ -37,6 +37,7 @@ from .auto_precision import refuse_auto, resolve_auto
 from .data_check import data_notices
 from .function_hash import check_functions, reward_functions
 from .gpus import visible_gpus
+from .hub_check import check_hub
 from .inputs import resolve_inputs
 from .leftovers import delete_marked
 from .machine_check import git_commit, package_versions, resolve_machine
@@ -100,6 +101,7 @@ def plan(
     parents: Iterable[str] = (),
     canary: bool | None = None,
     after: str | None = None,
+    ask_hub: bool = True,
 ) -> Plan:
     """Check everything that a launch needs and settle what it will run. Touches nothing.
 
@@ -110,10 +112,11 @@ def plan(
         parents: runs to record as parents besides those the inputs come from.
         canary: PPO: the worst case once before the run proper; None: where it is on a GPU.
         after: a run to wait for; it starts when that has ended and its GPUs have room.
+        ask_hub: ask the hub for what would be downloaded; takes seconds.
 
     Raises:
         UsageError: an input or the name is wrong (:class:`RecipeError` when it is the recipe).
-        RefusedError: this machine cannot run it, or an input is not ready.
+        RefusedError: this machine cannot run it, or an input is not ready or cannot be downloaded.
     """
     if canary and recipe.stage is not Stage.PPO:
         raise UsageError(f"`--canary` dry-runs PPO's worst step; a {recipe.stage} run has none.")
@@ -124,6 +127,8 @@ def plan(
     gpus = _gpus(recipe)
     request = recipe
     recipe, inputs = prepare(home, request, name)
+    if ask_hub:
+        check_hub(recipe)
     recipe = _for_machine(recipe, gpus)
     if isinstance(recipe, PipelineRecipe):  # what a later stage would refuse
         for stage in training_stages(recipe):

@@ -48,6 +48,8 @@ class Case(Struct, frozen=True, kw_only=True):
     """``config.json``."""
     architecture: Architecture | None
     """None: its sizes are not all there."""
+    cached: bool = False
+    """Its files are the hub cache's: what is missing of them is downloaded."""
 
     @property
     def text(self) -> dict[str, Any]:
@@ -135,7 +137,8 @@ def training_stages(recipe: AnyRecipe) -> list[TrainedRecipe]:
 def _case(recipe: TrainedRecipe) -> Case | None:
     """Read the model's files; None where they are not here, or cannot be read."""
     name = recipe.model_name_or_path
-    path = existing(name) or (None if recipe.model_revision else cached_model(name))
+    local = existing(name)
+    path = local or cached_model(name, revision=recipe.model_revision)
     if path is None:
         return None
     try:
@@ -146,7 +149,7 @@ def _case(recipe: TrainedRecipe) -> Case | None:
         architecture = read_architecture(path)
     except (UsageError, OSError):  # of a kind without the sizes that a budget needs, or truncated: see _weights
         architecture = None
-    return Case(recipe=recipe, path=path, config=config, architecture=architecture)
+    return Case(recipe=recipe, path=path, config=config, architecture=architecture, cached=local is None)
 
 
 def _weights(case: Case) -> str | None:
@@ -158,7 +161,7 @@ def _weights(case: Case) -> str | None:
         return f"{error} Fetch or copy it again."
     except OSError as error:
         return f"{error.filename}: cannot be read: {error.strerror}."
-    if files.missing:
+    if files.missing and not case.cached:
         names = [name for name in files.names if not (case.path / name).is_file()]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return f"{case.path / names[0]}{more}: a weight file that the model's index names is missing; fetch it."

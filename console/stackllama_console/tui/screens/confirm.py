@@ -11,6 +11,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from ...sanitise import one_line, sanitise
+from ..widgets.path_completer import complete
 
 
 class ConfirmScreen(ModalScreen[bool]):
@@ -68,25 +69,37 @@ class AskScreen(ModalScreen[str | None]):
         placeholder: what an empty line shows.
         check: returns what is wrong with an answer, empty where nothing is; called in a thread. The line then stays
             to be fixed.
+        path: the answer is a path, which tab completes.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "cancel", id="ask.leave"),
+        Binding("tab", "complete", "complete path", id="ask.complete"),
     ]
 
     DEFAULT_CSS = """
     AskScreen #ask-wrong { color: $error; text-style: bold; display: none; }
     AskScreen .-wrong #ask-wrong { display: block; }
+    AskScreen #ask-names { max-height: 5; color: $text-muted; display: none; }
+    AskScreen .-names #ask-names { display: block; }
     """
 
     def __init__(
-        self, question: str, value: str = "", placeholder: str = "", *, check: Callable[[str], str] | None = None
+        self,
+        question: str,
+        value: str = "",
+        placeholder: str = "",
+        *,
+        check: Callable[[str], str] | None = None,
+        path: bool = False,
     ) -> None:
         super().__init__()
         self._question = sanitise(question)
         self._value = value
         self._placeholder = placeholder
         self._check = check
+        self._path = path
+        self._completed = ""  # the text whose candidates are shown
 
     def compose(self) -> ComposeResult:
         """Lay out the question and an input line."""
@@ -96,6 +109,9 @@ class AskScreen(ModalScreen[str | None]):
             answer.cursor_blink = False
             yield answer
             yield Static("", id="ask-wrong", markup=False)
+            yield Static("", id="ask-names", markup=False)
+            if self._path:
+                yield Static("enter  open     tab  complete     esc  cancel", markup=False, classes="answers")
 
     async def on_input_submitted(self, event: Input.Submitted) -> None:
         """Return the line, unless something is wrong with it."""
@@ -105,9 +121,24 @@ class AskScreen(ModalScreen[str | None]):
         else:
             self.dismiss(event.value)
 
-    def on_input_changed(self) -> None:
-        """Hide the error while the line is being fixed."""
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Hide the error while the line is being fixed, and candidates of another text."""
         self._say_wrong("")
+        if event.value != self._completed:
+            self._show_names("")
+
+    def action_complete(self) -> None:
+        """Complete the path."""
+        self.run_worker(complete(self.query_one(Input), self._show_names), group="complete", exclusive=True)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer completion where the answer is a path."""
+        return self._path if action == "complete" else True
+
+    def _show_names(self, names: str) -> None:
+        self._completed = self.query_one(Input).value
+        self.query_one("#confirm").set_class(bool(names), "-names")
+        self.query_one("#ask-names", Static).update(names)
 
     def _say_wrong(self, text: str) -> None:
         self.query_one("#confirm").set_class(bool(text), "-wrong")

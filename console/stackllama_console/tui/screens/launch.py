@@ -18,6 +18,7 @@ from textual.widgets import Input
 from stackllama_engine.contract.errors import StackllamaError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.data.kinds import DEMO
 
 from ...readers.budget_inputs import Devices, NamedModels
 from ...readers.draft import ADAPTER, LaunchForm, Source, read_file, read_run
@@ -50,6 +51,7 @@ class LaunchScreen(ConsoleScreen):
         settings: last stage and model; brought up to date by a launch.
         clone: a run whose recipe fills the form.
         changes: values to set in the copy, where the cursor then is.
+        read: reads another recipe that fills the form.
     """
 
     HEADING = "launch"
@@ -69,6 +71,7 @@ class LaunchScreen(ConsoleScreen):
         Binding("m", "ask_model", "model", id="launch.model"),
         Binding("r", "ask_run", "choose run", id="launch.run", show=False),
         Binding("b", "budget", "budget", id="launch.budget"),
+        Binding("slash", "filter", "filter", id="form.filter"),  # the form's own key, wherever the focus is
         Binding("y", "copy", "copy command", id="launch.copy", show=False),
         Binding("C", "commands", "show commands", id="launch.commands", show=False),
         Binding("N", "ask_name", "name run", id="launch.name", show=False),
@@ -110,12 +113,18 @@ class LaunchScreen(ConsoleScreen):
     """
 
     def __init__(
-        self, home: Home, settings: Settings, clone: str | None = None, changes: Mapping[str, str] | None = None
+        self,
+        home: Home,
+        settings: Settings,
+        clone: str | None = None,
+        changes: Mapping[str, str] | None = None,
+        read: Callable[[], Source] | None = None,
     ) -> None:
         super().__init__()
         self.controller = LaunchController(home, settings)
-        self._clone = clone
         self._changes = dict(changes or {})
+        self._source = functools.partial(read_run, home, clone) if clone is not None else read
+        self._planning = False
         self._picker: PickScreen | None = None
 
     def body(self) -> ComposeResult:
@@ -125,13 +134,15 @@ class LaunchScreen(ConsoleScreen):
         with Container(id="launch-main"):
             with Container(id="launch-models", classes="panel") as models:
                 models.border_title = "models"
-                yield ModelList(id="launch-list")
+                models_found = ModelList(id="launch-list")
+                yield models_found
             form = RecipeForm(self.controller.draft.form, ascii=drawn, id="launch-form")
             form.border_title = "recipe"
             yield form
             panel = BudgetPanel(ascii=drawn, id="launch-budget")
             panel.border_title = "memory"
             yield panel
+            models_found.take_key = panel.take_key = self._take_key
         yield ScrollLines(hang=2, id="launch-error")
         yield TextLines(id="launch-command")
 
@@ -141,8 +152,8 @@ class LaunchScreen(ConsoleScreen):
         self._arrange()
         self._refresh()
         self.begin(self._find(), group="models")
-        if self._clone is not None:
-            self._load(functools.partial(read_run, self.controller.home, self._clone))
+        if self._source is not None:
+            self._load(self._source)
 
     def restyle(self) -> None:
         """Render everything in the theme's colours."""
@@ -180,12 +191,12 @@ class LaunchScreen(ConsoleScreen):
             self._show_budget()
 
     async def _look_up(self, form: LaunchForm) -> None:
-        changed = await self.controller.look_up(form)
-        if changed is None:
-            return
-        if changed:
-            self.query_one(RecipeForm).redraw()
-        self._refresh()
+        async for is_over in self.controller.look_up(form):
+            if is_over:
+                self.query_one(RecipeForm).redraw()
+                self._refresh()
+            else:
+                self._show_verdict()
 
     async def _read(self, read: Callable[[], Source]) -> None:
         try:
@@ -217,16 +228,24 @@ class LaunchScreen(ConsoleScreen):
         if recipe is None:
             self._show_errors()
             return
+        self._plans(True)
         try:
             run = await self.controller.launch(recipe, self._confirm)
         except StackllamaError as error:
             self._refuse(str(error))
             return
+        finally:
+            self._plans(False)
         if run is not None:
             self.console_app.remember()
             self._follow_run(run)
 
+    def _plans(self, planning: bool) -> None:
+        self._planning = planning
+        self._show_verdict()
+
     async def _confirm(self, summary: Summary) -> bool:
+        self._plans(False)
         if not self._on_top:
             self.say(f"{summary.run} not launched: this screen was left")
             return False
@@ -263,6 +282,12 @@ class LaunchScreen(ConsoleScreen):
             form.apply({key: value})
         self._show_list()
         form.focus()
+
+    def _say_demo(self, form: RecipeForm) -> None:
+        """Show the values that the demo brought, or that went with it."""
+        form.redraw()
+        if self.controller.draft.model == DEMO and not form.editing:
+            self.say("the demo's data set and settings are filled in (a shows them)")
 
     def _refuse(self, message: str) -> None:
         """Show why nothing was launched: whole below the form, and beside the key that it names."""
@@ -308,12 +333,17 @@ class LaunchScreen(ConsoleScreen):
             self.begin(self._look_up(draft.form), group="inputs", exclusive=True)
         self._show_top()
         self._show_budget()
+        self._show_verdict()
         width, variables = self.size.width - 2, self.console_app.theme_variables
-        self.set_heading(*verdict_parts(draft, variables))
         error = controller.message or one_line(draft.form.errors().get("", ""))
         self.query_one("#launch-error", TextLines).show(error_lines(error, width, variables))
         lines = command_lines(draft.command(), width, 2 if self.has_class("-wide") else 1)
         self.query_one("#launch-command", TextLines).show(lines)
+
+    def _show_verdict(self) -> None:
+        controller, variables = self.controller, self.console_app.theme_variables
+        waits_for = controller.waits_for
+        self.set_heading(*verdict_parts(controller.draft, variables, waits_for=waits_for, planning=self._planning))
 
     def _show_top(self) -> None:
         width, draft = self.size.width - 2, self.controller.draft
@@ -339,6 +369,8 @@ class LaunchScreen(ConsoleScreen):
     def _changed(self, event: RecipeForm.Changed) -> None:
         event.stop()
         self.controller.draft.touch()
+        if self.controller.draft.follow_model():
+            self._say_demo(self.query_one(RecipeForm))
         self._tell("")
 
     @on(BudgetPanel.Apply)
@@ -381,6 +413,17 @@ class LaunchScreen(ConsoleScreen):
             form.focus()
         else:
             panel.focus()
+
+    async def _take_key(self, event: events.Key) -> None:
+        """Bring the form into view for a key of its filter."""
+        if event.key == "slash":
+            self.remove_class("-budget")
+        await self.query_one(RecipeForm).take_key(event)
+
+    def action_filter(self) -> None:
+        """Filter the form's keys, wherever the focus is."""
+        self.remove_class("-budget")
+        self.query_one(RecipeForm).action_filter()
 
     def action_copy(self) -> None:
         """Copy this program's command."""
@@ -475,8 +518,8 @@ class LaunchScreen(ConsoleScreen):
             super().action_back()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Leave enter and the numbers to the input while something is typed."""
-        return not (action in ("launch", "offer") and isinstance(self.focused, Input))
+        """Leave enter, numbers and the slash to the input while something is typed."""
+        return not (action in ("launch", "offer", "filter") and isinstance(self.focused, Input))
 
     # dialogs
 

@@ -20,13 +20,14 @@ from ...readers.budget_inputs import Devices, NamedModels, Shapes, read_devices,
 from ...readers.budget_view import BudgetView, build_view
 from ...readers.choices import RUN_KEYS, Choice, model_choice, model_folders, run_choices
 from ...readers.draft import ADAPTER, Draft, LaunchForm, Source, write_file
-from ...readers.input_check import find_unusable
+from ...readers.input_check import find_unusable, find_withheld, names_from_hub
 from ...readers.model_catalog import find_models
 from ...settings import Settings
 
 STAGES = tuple(Stage)
 _BATCH = 25  # models shown at a time while they are being found
 _PAUSE = 0.1  # seconds between a changed model name and the reading of its files
+_HUB_PAUSE = 0.5  # seconds without a change before the hub is asked about what is typed
 _MOVED = 0.02  # share of a device's memory below which a change is not shown
 
 
@@ -75,6 +76,8 @@ class LaunchController:
         """True while a launch is being planned, confirmed or made; there is one at a time."""
         self.launching = False
         """True while a run is being made."""
+        self.waits_for = ""
+        """Where the input check waits for the hub: the names that it asks about."""
         self._devices: Devices | None = None
         self._shapes: Shapes | None = None
 
@@ -114,18 +117,26 @@ class LaunchController:
         self._shapes = shapes
         return True
 
-    async def look_up(self, form: LaunchForm) -> bool | None:
-        """Check whether a launch would take what the form names.
+    async def look_up(self, form: LaunchForm) -> AsyncGenerator[bool]:
+        """Check whether a launch would take what the form names; yields False before it waits for the hub.
 
-        Returns:
-            whether its errors changed; None where the form names something else by now, or another one is shown.
+        Ends with True where the form's errors may have changed, and without it where the form names something else by
+        now, or another one is shown.
         """
+        self.waits_for = ""
         await asyncio.sleep(_PAUSE)
-        inputs = form.inputs()
-        unusable = await asyncio.to_thread(find_unusable, self.home, inputs, form.estimable())
-        if form is not self.draft.form or inputs != form.inputs():
-            return None
-        return form.take_unusable(inputs, unusable)
+        inputs, recipe = form.inputs(), form.estimable()
+        unusable = await asyncio.to_thread(find_unusable, self.home, inputs, recipe)
+        if not unusable and recipe is not None:
+            self.waits_for = ", ".join(await asyncio.to_thread(names_from_hub, self.home, recipe))
+            if self.waits_for:
+                yield False
+                await asyncio.sleep(_HUB_PAUSE)
+                unusable = await asyncio.to_thread(find_withheld, self.home, recipe)
+                self.waits_for = ""
+        if form is self.draft.form and inputs == form.inputs():
+            form.take_unusable(inputs, unusable)
+            yield True
 
     @property
     def named_models(self) -> NamedModels:
@@ -242,7 +253,9 @@ class LaunchController:
         self.busy = True
         try:
             model = self.draft.model
+            form, inputs = self.draft.form, self.draft.form.inputs()
             planned, summary = await self._plan(recipe)
+            form.take_unusable(inputs, {})  # what was wrong with them is no more
             if not await confirm(summary):
                 return None
             self.launching = True
@@ -277,11 +290,16 @@ class LaunchController:
 
     def _summary(self) -> Summary:
         draft, view = self.draft, self.budget
-        changes = [f"{key}={text}" for key, text in draft.form.differences().items() if key != draft.model_key]
+        if draft.origin:
+            moved = [f"{key} {old or 'empty'} → {new or 'empty'}" for key, (old, new) in draft.form.changes().items()]
+            changes = ("source", f"{draft.origin}: {'; '.join(moved) or 'nothing differs'}")
+        else:
+            typed = [f"{key}={text}" for key, text in draft.form.differences().items() if key != draft.model_key]
+            changes = ("changed", "  ".join(typed) or "nothing (all defaults)")
         rows = [
             ("adapter" if draft.stage is Stage.MERGE else "model", draft.model or "none yet"),
             ("run", draft.name or f"{draft.stage}-… (stage, date and time)"),
-            ("changed", "  ".join(changes) or "nothing (all defaults)"),
+            changes,
             ("home", str(draft.home.path)),
         ]
         if draft.after:

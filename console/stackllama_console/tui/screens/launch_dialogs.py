@@ -53,4 +53,4 @@ def open_dialog(controller: LaunchController) -> AskScreen:
     """Make the question for the recipe file that fills the form."""
     stage = controller.draft.stage
     question = f"Open a recipe file (of {stage}, unless its first line names another stage)"
-    return AskScreen(question, placeholder="path")
+    return AskScreen(question, placeholder="path", path=True)

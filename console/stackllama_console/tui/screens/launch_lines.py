@@ -63,20 +63,33 @@ def model_line(draft: Draft, shapes: Shapes | None, width: int) -> Text:
     return text
 
 
-def verdict_parts(draft: Draft, variables: Mapping[str, str]) -> list[str | Text]:
-    """Return parts of the heading: whether it can be launched, the run's name, where the values came from."""
+def verdict_parts(
+    draft: Draft, variables: Mapping[str, str], *, waits_for: str = "", planning: bool = False
+) -> list[str | Text]:
+    """Return parts of the heading: whether it can be launched, the run's name, where the values came from.
+
+    Args:
+        draft: the launch.
+        variables: of the theme.
+        waits_for: names that the hub is asked about.
+        planning: a launch is being planned.
+    """
     errors = draft.form.errors()
     wrong = [key for key in errors if key]
-    if errors:
+    if planning:
+        verdict = Text("… planning the launch", style="dim")
+    elif errors:
         named = ", ".join(wrong[:3]) + (" …" if len(wrong) > 3 else "")
         verdict = Text("✗ fix ", style=rich_colour(dict(variables), "error"))
         verdict.append(one_line(named) or "the recipe")
     elif not draft.form.looked_up:
-        verdict = Text("… checking inputs", style="dim")
+        verdict = Text(f"… asking the hub for {one_line(waits_for)}" if waits_for else "… checking inputs", style="dim")
     else:
         verdict = Text("✓ ready", style=rich_colour(dict(variables), "success"))
+    changes = len(draft.form.changes()) if draft.origin else 0
+    origin = f"{draft.origin}, {changes} changed" if changes else draft.origin
     named = [f"as {draft.name}" if draft.name else "", f"after {draft.after}" if draft.after else ""]
-    return [verdict, *named, draft.origin]
+    return [verdict, *named, origin]
 
 
 def budget_title(view: BudgetView, width: int) -> str:

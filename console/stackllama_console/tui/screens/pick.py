@@ -14,6 +14,7 @@ from textual.widgets import Input, Static
 from ...readers.choices import Choice, matching
 from ...sanitise import one_line, sanitise
 from ..widgets.model_list import ModelList
+from ..widgets.path_completer import complete
 
 _PAUSE = 0.12  # seconds after the last keystroke before the disk is asked about what was typed
 _PATH_BEGINS = ("/", "~", "./", "../")
@@ -37,6 +38,7 @@ class PickScreen(ModalScreen[str | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "cancel", id="pick.leave"),
+        Binding("tab", "complete", "complete path", id="pick.complete", show=False),
         Binding("down,ctrl+n", "move(1)", "next", id="pick.down", show=False, priority=True),
         Binding("up", "move(-1)", "previous", id="pick.up", show=False, priority=True),
         Binding("pagedown", "move(8)", "page down", id="pick.page_down", show=False, priority=True),
@@ -60,13 +62,14 @@ class PickScreen(ModalScreen[str | None]):
         self._typed = typed
         self._hint = hint
         self._ready = False
+        self._names = ("", "")  # a completed path, and its candidates
         self._typed_choices: list[Choice] = []  # what was typed, as choices of its own
 
     def compose(self) -> ComposeResult:
         """Lay out the input line, the list, and a note on the cursor's line."""
         with Vertical(id="pick") as box:
             box.border_title = self._title
-            box.border_subtitle = "enter selects, esc cancels"
+            box.border_subtitle = f"enter selects,{' tab completes a path,' if self._typed else ''} esc cancels"
             line = Input(placeholder=self._hint or "type to filter", compact=True, max_length=4096)
             line.cursor_blink = False
             yield line
@@ -116,6 +119,18 @@ class PickScreen(ModalScreen[str | None]):
         if rows.choices:
             rows.highlighted = min(max(0, (rows.highlighted or 0) + lines), len(rows.choices) - 1)
 
+    def action_complete(self) -> None:
+        """Complete the path that is typed."""
+        self.run_worker(complete(self.query_one(Input), self._say_names), group="complete", exclusive=True)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer completion where a path may be typed."""
+        return self._typed is not None if action == "complete" else True
+
+    def _say_names(self, names: str) -> None:
+        self._names = (self.query_one(Input).value, names)
+        self._note()
+
     def action_leave(self) -> None:
         """Cancel."""
         self.dismiss(None)
@@ -131,7 +146,10 @@ class PickScreen(ModalScreen[str | None]):
 
     def _note(self) -> None:
         current = self.query_one(ModelList).current
-        self.query_one("#pick-note", Static).update(current.warning if current else "no match")
+        completed, names = self._names
+        note = current.warning if current else "no match"
+        note = names if names and completed == self.query_one(Input).value else note
+        self.query_one("#pick-note", Static).update(note)
 
     async def _look_at(self, text: str) -> None:
         await asyncio.sleep(_PAUSE)

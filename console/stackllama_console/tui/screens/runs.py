@@ -32,11 +32,10 @@ from .confirm import AskScreen
 _EMPTY = """\
 No runs here yet.
 
-  n   launch the first one: choose a model and a stage, see what memory it needs
+  d   the demo: the whole recipe on a tiny model, in minutes, without a GPU
+  n   launch your own: choose a model and a stage, see what memory it needs
   o   open another trainer's directory
-  :   all commands, by name
-
-`stackllama-console demo` runs the whole recipe in minutes, without a GPU."""
+  :   all commands, by name"""
 
 _OF_DAMAGED = {"delete": "delete", "resume": "repair"}
 """Actions on a run whose state cannot be read: the key's → the one carried out."""
@@ -51,6 +50,7 @@ class RunsScreen(ConsoleScreen):
     HEADING = "runs"
     WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("RunsTable",)
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("d", "demo", "demo", id="runs.demo"),
         Binding("n", "launch", "launch", id="runs.launch"),
         Binding("x", "run('stop')", "stop", id="runs.stop"),
         Binding("w", "run('save')", "save checkpoint", id="runs.save", show=False),
@@ -241,6 +241,8 @@ class RunsScreen(ConsoleScreen):
                 return binding.id.removeprefix("runs.") in keys
             case "runs.stop" | "runs.resume":
                 return binding.id.removeprefix("runs.") in of_selection
+            case "runs.demo":
+                return self._is_empty
             case "runs.select":
                 return row is not None
             case "runs.compare":
@@ -262,6 +264,18 @@ class RunsScreen(ConsoleScreen):
             self.console_app.open_run(self.row.id)
         elif self.row:
             self.say(self.row.error or "", error=True)
+
+    @property
+    def _is_empty(self) -> bool:
+        return self._read and not self.index.rows
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer the demo while there is no run."""
+        return self._is_empty if action == "demo" else True
+
+    def action_demo(self) -> None:
+        """Open the launch form with the demo's recipe in it."""
+        self.console_app.open_demo()
 
     def action_launch(self) -> None:
         """Open the launch form."""
@@ -361,7 +375,7 @@ class RunsScreen(ConsoleScreen):
             if path and path.strip():
                 self.console_app.open_foreign(Path(path.strip()))
 
-        self.console_app.push_screen(AskScreen(question, placeholder="~/outputs/my-run"), answered)
+        self.console_app.push_screen(AskScreen(question, placeholder="~/outputs/my-run", path=True), answered)
 
     def action_filter(self) -> None:
         """Open the filter, which narrows the list as one types; escape clears it."""

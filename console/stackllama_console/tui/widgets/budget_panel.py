@@ -3,6 +3,7 @@
 from typing import ClassVar, cast
 
 from rich.style import Style
+from textual import events
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.geometry import Region
@@ -15,6 +16,7 @@ from ..driver import guarded
 from .budget_bar import ASCII, COLOURS, Glyphs
 from .budget_lines import OFFERS, budget_lines
 from .cells import strip_of
+from .typed_ahead import KeyTaker
 
 
 class BudgetPanel(Widget, can_focus=True):
@@ -70,9 +72,15 @@ class BudgetPanel(Widget, can_focus=True):
     def __init__(self, *, ascii: bool = False, id: str | None = None) -> None:
         super().__init__(id=id)
         self.view: BudgetView | None = None
+        self.take_key: KeyTaker | None = None
         self._glyphs = ASCII if ascii else Glyphs()
         self._strips: list[Strip] = []
         self._drawn_for: object = None
+
+    async def on_key(self, event: events.Key) -> None:
+        """Offer a key to the form first."""
+        if self.take_key is not None:
+            await self.take_key(event)
 
     def show(self, view: BudgetView | None) -> None:
         """Draw another budget; an equal one changes nothing."""

@@ -87,6 +87,7 @@ class FormList(ScrollView, can_focus=True, inherit_bindings=False):
         if len(rows) != len(before) or value_column(rows, 999) != value_column(before, 999):
             self.virtual_size = Size(self.row_width, len(rows))
             self.refresh()
+            self.call_after_refresh(self.show_cursor)  # how far it can scroll is known then
         else:
             changed = {index for index, (old, new) in enumerate(zip(before, rows, strict=True)) if old != new}
             if cursor_before != self.cursor:

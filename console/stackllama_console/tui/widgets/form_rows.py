@@ -4,6 +4,7 @@ Pure: a form goes in, rows and strips come out.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from msgspec import Struct
 from rich.cells import cell_len
@@ -11,6 +12,7 @@ from rich.style import Style
 from textual.strip import Strip
 
 from ...readers.form import Form
+from ...readers.form_aliases import aliases
 from ...readers.form_fields import FormField
 from ...sanitise import one_line
 from .cells import Piece, cut, fit, strip_of, wrap
@@ -23,6 +25,8 @@ _ERROR_INDENT = 4
 _GUTTER = 3
 _GAP = 2
 _LEAST_VALUE = 12
+Only = Literal["", "defaults", "source"]
+"""Which fields are shown: all, or those that differ from something."""
 
 
 class Row(Struct, frozen=True):
@@ -35,10 +39,12 @@ class Row(Struct, frozen=True):
     key: str = ""
     """The field that it belongs to; empty for notes and headings."""
     value: str = ""
-    default: str = ""
-    """The default, where the value is another."""
+    note: str = ""
+    """What else the value was: in the recipe that filled the form, or by default."""
     changed: bool = False
     wrong: bool = False
+    moved: bool = False
+    """The recipe that filled the form has another value."""
 
 
 class Glyphs(Struct, frozen=True):
@@ -46,23 +52,31 @@ class Glyphs(Struct, frozen=True):
 
     pointer: str = "›"
     changed: str = "●"
+    moved: str = "Δ"
     wrong: str = "!"
     rule: str = "─"
     ellipsis: str = "…"
 
 
-ASCII = Glyphs(pointer=">", changed="*", rule="-", ellipsis="~")
+ASCII = Glyphs(pointer=">", changed="*", moved="#", rule="-", ellipsis="~")
 
 
-def matching(form: Form, text: str, only_changed: bool) -> list[FormField]:
-    """Return the fields that match every word of a text; ``only_changed``: those that differ or are wrong."""
+def matching(form: Form, text: str, only: Only = "") -> list[FormField]:
+    """Return the fields that match every word of a text, by key, help or another name of the key.
+
+    Args:
+        form: whose fields.
+        text: words.
+        only: those that differ from the defaults, or from the form's source; what is wrong is never left out.
+    """
     words = text.lower().split()
     errors = form.errors()
     fields: list[FormField] = []
     for field in form.fields.values():
-        if only_changed and not (form.differs(field.key) or field.key in errors):
+        differs = form.was(field.key) is not None if only == "source" else form.differs(field.key)
+        if only and not (differs or field.key in errors):
             continue
-        described = f"{field.key} {field.heading} {field.help}".lower()
+        described = f"{field.key} {field.heading} {field.help} {aliases(field.name)}".lower()
         if all(word in described for word in words):
             fields.append(field)
     return fields
@@ -106,7 +120,10 @@ def _field_row(form: Form, field: FormField, wrong: bool) -> Row:
     elif not field.required:
         default = one_line(form.default_text(field.key)) or EMPTY
     value = (one_line(form.text(field.key)) or EMPTY) if changed else default
-    return Row("field", field.name, field.key, value, default if changed and not field.required else "", changed, wrong)
+    before = form.was(field.key)
+    note = f"default {default}" if changed and not field.required else ""
+    note = note if before is None else f"was {one_line(before) or EMPTY}"
+    return Row("field", field.name, field.key, value, note, changed, wrong, before is not None)
 
 
 def key_width(rows: list[Row], width: int) -> int:
@@ -142,7 +159,8 @@ def _field_pieces(
         part_style = style(name)
         return style("cursor") + Style(bold=part_style.bold) if cursor else part_style
 
-    mark = glyphs.wrong if row.wrong else glyphs.changed if row.changed else " "
+    mark = glyphs.changed if row.changed else " "
+    mark = glyphs.wrong if row.wrong else glyphs.moved if row.moved else mark
     room = max(0, width - _GUTTER - keys - _GAP)
     value = cut(row.value, room, keep_end="/" in row.value, ellipsis=glyphs.ellipsis)
     missing = row.value == NEEDED and not row.changed
@@ -151,12 +169,12 @@ def _field_pieces(
         (f"{mark} ", of("error" if row.wrong else "changed")),
         (fit(row.text, keys, ellipsis=glyphs.ellipsis) + " " * _GAP, of("changed" if row.changed else "key")),
         (value + "  ", of("error" if missing else "changed" if row.changed else "default")),
-        *_default_pieces(row, room - cell_len(value) - 2, of, glyphs),
+        *_note_pieces(row, room - cell_len(value) - 2, of, glyphs),
     ]
 
 
-def _default_pieces(row: Row, room: int, of: Callable[[str], Style], glyphs: Glyphs) -> list[Piece]:
-    """Draw the default beside a value that differs, where there is room for a readable part of it."""
-    if not row.default or room < len("default …"):
+def _note_pieces(row: Row, room: int, of: Callable[[str], Style], glyphs: Glyphs) -> list[Piece]:
+    """Draw the note beside a value, where there is room for a readable part of it."""
+    if not row.note or room < len("default …"):
         return []
-    return [(cut(f"default {row.default}", room, ellipsis=glyphs.ellipsis), of("default"))]
+    return [(cut(row.note, room, ellipsis=glyphs.ellipsis), of("default"))]

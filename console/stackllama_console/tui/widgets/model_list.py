@@ -12,6 +12,7 @@ from textual.widgets.option_list import Option
 
 from ...readers.choices import Choice
 from .cells import cut
+from .typed_ahead import KeyTaker
 
 _CHOSEN = "● "
 _INDENT = "  "
@@ -49,6 +50,12 @@ class ModelList(OptionList):
         self.choices: list[Choice] = []
         self.chosen = ""
         self._drawn: list[Any] = []
+        self.take_key: KeyTaker | None = None
+
+    async def on_key(self, event: events.Key) -> None:
+        """Offer a key to the form first."""
+        if self.take_key is not None:
+            await self.take_key(event)
 
     @property
     def current(self) -> Choice | None:

@@ -12,10 +12,12 @@ from textual.widgets import Input, Static
 
 from ...readers.form import Form
 from ...readers.form_fields import FormField
+from ...readers.path_completion import PATH_KEYS
 from ...sanitise import one_line
 from .cells import cut, wrap
 from .form_list import FormList
-from .form_rows import Row, build_rows, matching
+from .form_rows import Only, Row, build_rows, matching
+from .path_completer import complete
 from .typed_ahead import TypedAhead
 from .value_input import ValueInput
 
@@ -48,6 +50,7 @@ class RecipeForm(Container):
         Binding("d", "default", "reset to default", id="form.default", show=False),
         Binding("slash", "filter", "filter", id="form.filter"),
         Binding("a", "only_changed", "show changed only", id="form.only_changed", show=False),
+        Binding("tab", "complete", "complete path", id="form.complete", show=False),
         Binding("escape", "cancel", "cancel", id="form.cancel", show=False),
     ]
     DEFAULT_CSS = """
@@ -90,10 +93,11 @@ class RecipeForm(Container):
         self._input.submitted = self.finish
         self._filtering = False
         self._filter = ""
-        self._only_changed = False
+        self._only: Only = ""
         self._came_from = ""  # the key before filtering
         self._last_edited = ""
         self._highlighted = ""
+        self._names = ("", "")  # a completed path, and its candidates
 
     def compose(self) -> ComposeResult:
         """Lay out rows, help and the input that floats above them."""
@@ -157,10 +161,19 @@ class RecipeForm(Container):
         """Show what the form says now; the cursor goes to ``key`` or stays."""
         if self.form is None or not self._list.row_width:
             return
-        fields = matching(self.form, self._filter, self._only_changed)
+        self._only = "" if self._only == "source" and self.form.source is None else self._only
+        fields = matching(self.form, self._filter, self._only)
         rows = build_rows(self.form, fields, self._list.row_width, self._last_edited)
         self._list.show_rows([*self._notes(len(fields)), *rows], key)
         self._follow()
+
+    async def take_key(self, event: events.Key) -> None:
+        """Handle a key that reached a widget beside the form: the filter's, and what is typed into it ahead."""
+        if self.editing:
+            await self._turns.rows_key(event)
+        elif event.key == "slash":
+            event.stop()
+            self.action_filter()
 
     # -- events ---------------------------------------------------------------------------------------------------
 
@@ -263,16 +276,21 @@ class RecipeForm(Container):
             self._open(self._filter, "words of a key or its help")
 
     def action_only_changed(self) -> None:
-        """Show only what differs from the defaults, or everything again."""
-        self._only_changed = not self._only_changed
+        """Show only what differs from the defaults, then from the recipe that filled the form, then everything."""
+        order: list[Only] = ["", "defaults", *(["source"] if self.form is not None and self.form.source else [])]
+        self._only = order[(order.index(self._only) + 1) % len(order)]
         self.redraw()
+
+    def action_complete(self) -> None:
+        """Complete the path that is typed; the help shows the candidates."""
+        self.run_worker(complete(self._input, self._show_names), group="complete", exclusive=True)
 
     def action_cancel(self) -> None:
         """Close the input and take back what was typed in it; without one, show every key again."""
         field, before = self._editing, self._before
         self._close(refocus=True, keep=False)
         if field is None or self.form is None:
-            self._only_changed = False
+            self._only = ""
             self.filter("")
             self.move_to(self._came_from or self.cursor_key)
             self._came_from = ""
@@ -285,8 +303,10 @@ class RecipeForm(Container):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Leave ``escape`` to the screen while nothing can be cancelled, and letters to the input while it is open."""
+        if action == "complete":
+            return self._editing is not None and self._editing.name in PATH_KEYS
         if action == "cancel":
-            return self.editing or bool(self._filter) or self._only_changed
+            return self.editing or bool(self._filter or self._only)
         return action not in _ON_ROWS or not self.editing
 
     # -- inside ---------------------------------------------------------------------------------------------------
@@ -355,6 +375,10 @@ class RecipeForm(Container):
             self._highlighted = self.cursor_key
             self.post_message(self.Highlighted(self.cursor_key))
 
+    def _show_names(self, names: str) -> None:
+        self._names = (self._input.value, names)
+        self._help.update(self._help_text())
+
     def _place(self, column: int, line: int) -> None:
         self._input.styles.offset = (column, line)
         self._input.styles.width = max(4, self._list.row_width - column)
@@ -363,10 +387,15 @@ class RecipeForm(Container):
         field = self._field()
         if field is None or self.form is None:
             return Content("")
+        completed, names = self._names
+        if names and self._editing is not None and completed == self._input.value:
+            return Content("\n".join(wrap(names, self._help.size.width, max(1, self._help.size.height))))
         default = one_line(self.form.default_text(field.key)) or "empty"
-        said = "needed" if field.required else "default by stage" if field.by_stage else f"default {default}"
+        said = "default by stage" if field.by_stage else f"default {default}"
+        if field.required:
+            said = "no default" if self.form.differs(field.key) else "needed"
         width, height = self._help.size.width, max(1, self._help.size.height)
-        bounds = field.bounds_text
+        bounds = field.bounds_text + (", tab completes a path" if field.name in PATH_KEYS and self.editing else "")
         title = f"{field.key}  {said} · {bounds}"
         if not bounds or len(title) > width:
             title = cut(f"{field.key}  {said}", width)
@@ -378,8 +407,8 @@ class RecipeForm(Container):
         return Content("\n").join([named, *map(Content, lines)])
 
     def _notes(self, shown: int) -> list[Row]:
-        if self.form is None or not (self._filter or self._only_changed or self._filtering):
+        if self.form is None or not (self._filter or self._only or self._filtering):
             return []
-        which = "keys that differ" if self._only_changed else "keys"
+        which = {"": "keys", "defaults": "keys that differ", "source": "keys that differ from the source"}[self._only]
         summary = f"{shown} of {len(self.form.fields)} {which}"
         return [Row("note", f"/ {self._filter}  {summary}" if self._filter or self._filtering else summary)]
