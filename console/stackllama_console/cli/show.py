@@ -104,7 +104,7 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
     if history.phase and not state.has_ended:
         fields.append(("at", f"{one_line(str(history.at))}, last event {_since(history.updated)} ago"))
     if history.step or history.total_steps:
-        fields.append(("step", f"{history.step}{f' of {history.total_steps}' if history.total_steps else ''}"))
+        fields.append(("step", f"{history.step:,}{f' of {history.total_steps:,}' if history.total_steps else ''}"))
     fields += [("memory", peaks)] if (peaks := measured_peaks(history)) else []
     steps = checkpoint_steps(run)
     if steps:

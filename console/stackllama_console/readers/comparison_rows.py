@@ -114,12 +114,15 @@ def _metric_row(name: str, sides: Sequence[Side]) -> FactRow:
         (max(values) if better(name) == "higher" else min(values)) if len(values) > 1 and len(set(values)) > 1 else None
     )
     cells: list[Cell] = []
+    beside = max((abs(series.last) for series in curves if series is not None and series.last is not None), default=0.0)
     for series, best in zip(curves, bests, strict=True):
         if series is None or series.last is None:
             cells.append(Cell(_MISSING, "missing"))
             continue
         sign = "▲" if better(name) == "higher" else "▼"
-        text = number(series.last) + (f"  {sign} {number(best[1])} @{best[0]:g}" if best else "")
+        text = number(series.last, beside=beside) + (
+            f"  {sign} {number(best[1], beside=beside)} @{best[0]:,.0f}" if best else ""
+        )
         cells.append(_best(text, best is not None and best[1] == top))
     return FactRow(name, tuple(cells))
 
@@ -127,12 +130,15 @@ def _metric_row(name: str, sides: Sequence[Side]) -> FactRow:
 def _result_row(key: str, sides: Sequence[Side]) -> FactRow:
     values = [side.facts.results.get(key) for side in sides]
     numbers = {value for value in values if value is not None}
-    top = None
+    beside, top = max(map(abs, numbers), default=0.0), None
     if len(numbers) > 1 and (best := better(key)):
         top = max(numbers) if best == "higher" else min(numbers)
     return FactRow(
         key,
-        tuple(Cell(_MISSING, "missing") if value is None else _best(number(value), value == top) for value in values),
+        tuple(
+            Cell(_MISSING, "missing") if value is None else _best(number(value, beside=beside), value == top)
+            for value in values
+        ),
     )
 
 

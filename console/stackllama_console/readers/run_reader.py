@@ -77,6 +77,11 @@ class RunReader:
         return self._memory.series
 
     @property
+    def times(self) -> Series:
+        """Seconds since the run's first metrics, over the step that they are of."""
+        return self._times
+
+    @property
     def bad_lines(self) -> int:
         """Number of lines, over all attempts, that are not records."""
         return sum(reader.bad_lines for reader in [*self._readers.values(), *self._journals.values()])
@@ -116,6 +121,8 @@ class RunReader:
         self._history = History()
         self._metrics = Columns()
         self._memory = Columns()
+        self._times = Series("time")
+        self._began: float | None = None
         self._pace = Pace()
         self._readers: dict[int, EventReader] = {}
         self._journals: dict[int, EventReader] = {}
@@ -206,11 +213,16 @@ class RunReader:
         if not batch:
             return
         history = self._history
+        steps: list[float] = []
+        times: list[float] = []
         for event in batch:
             history.apply_facts(event)
             match event.kind:
                 case "metrics" if metrics := event.metrics:
                     self._metrics.add(history.step, metrics)
+                    if not steps or steps[-1] != history.step:
+                        steps.append(history.step)
+                        times.append(event.time)
                 case "memory" if metrics := event.metrics:
                     self._memory.add(history.step, metrics)
                 case "progress" if is_newest and event.step is not None:
@@ -219,7 +231,13 @@ class RunReader:
                     pass
         self._metrics.flush()
         self._memory.flush()
+        self._add_times(steps, times)
         self.history = self._snapshot()
+
+    def _add_times(self, steps: list[float], times: list[float]) -> None:
+        if steps:
+            began = self._began = times[0] if self._began is None else self._began
+            self._times.extend(steps, [time - began for time in times])
 
     def _snapshot(self) -> History:
         """Copy the history for readers: the next poll does not touch it, and everything in it is sanitised."""

@@ -1,6 +1,6 @@
 """The monitor: one run, live or ended, read from its files alone; of a pipeline the stage that is shown."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from pathlib import Path
 from typing import ClassVar
@@ -19,9 +19,10 @@ from ...readers.chart_sets import MEMORY, ChartSet, charts_for, curves_of
 from ...readers.protocol import Reader
 from ...readers.series import Series
 from ...sanitise import one_line, sanitise
+from ..chart_board import shape
+from ..chart_screen import ChartScreen
 from ..run_actions import RunActions
 from ..run_keys import run_keys
-from ..screen import ConsoleScreen
 from ..watched import Update, Watched, watch_directory, watch_run
 from ..widgets.chart import Chart, Curve
 from ..widgets.log_panel import LogPanel
@@ -37,7 +38,7 @@ _OF_STAGE = frozenset({"samples", "chat", "clone"})
 """Actions that in a pipeline act on the stage shown."""
 
 
-class MonitorScreen(ConsoleScreen):
+class MonitorScreen(ChartScreen):
     """Charts, metrics, log and samples of one run.
 
     Args:
@@ -89,6 +90,7 @@ class MonitorScreen(ConsoleScreen):
         &.-low #state { max-height: 4; }
         &.-tiny #middle { display: none; }
         &.-narrow #charts { grid-size: 1; }
+        #charts.-three { grid-size: 3; }
         #charts.-one { grid-size: 1; }
         &.-only-log #middle { display: none; }
         &.-only-log #log { height: 1fr; display: block; }
@@ -107,7 +109,6 @@ class MonitorScreen(ConsoleScreen):
         self.actions = RunActions(self, home) if home else None
         self._sets: list[ChartSet] = []
         self._shown_sets: list[ChartSet] = []
-        self._page = 0
         self._only: int | None = None
         self._keys_for: object = None
         self._series_of: object = None
@@ -141,18 +142,7 @@ class MonitorScreen(ConsoleScreen):
         """Say that it is being read."""
         self.set_heading(self._title)
         self.query_one("#state", TextLines).show([Text("reading …", style="dim")])
-        for chart in self.query(Chart):
-            chart.weight = self.console_app.settings.smoothing
         self._arrange()
-
-    def on_unmount(self) -> None:
-        """Persist the smoothing that was chosen last."""
-        weights = [chart.weight for chart in self.query(Chart)]
-        settings = self.console_app.settings
-        changed = next((weight for weight in weights if weight != settings.smoothing), None)
-        if changed is not None:
-            settings.smoothing = changed
-            self.console_app.remember()
 
     # reading, in a thread
 
@@ -177,7 +167,7 @@ class MonitorScreen(ConsoleScreen):
             self.query_one("#state", TextLines).show(self._wrapped([Text(f"✗ {update}", style="bold")]))
             return
         if update.run:
-            self._show_charts()
+            self.show_charts()
             self._show_side()
         self._show_state(update)
         if update.log:
@@ -220,8 +210,9 @@ class MonitorScreen(ConsoleScreen):
         lines += self._wrapped([Text(one_line(note), style="italic") for note in getattr(reader, "notes", [])])
         self.query_one("#state", TextLines).show(lines)
         pages = self._pages
-        where = f"charts {self._page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
-        self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note, where)
+        where = f"charts {self.board.page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
+        stage = str(watched.source.stage or "another trainer")
+        self.set_heading(watched.source.title, stage, watched.note, where, self.board_note)
         keys_for = self._working_keys(), pages > 1 or watched.shows_result
         if keys_for != self._keys_for:
             self._keys_for = keys_for
@@ -262,23 +253,23 @@ class MonitorScreen(ConsoleScreen):
         width = max(10, self.size.width - 3)
         return [part for line in lines for part in line.wrap(console, width)[:_WRAPPED]]
 
-    def _show_charts(self) -> None:
+    def show_charts(self) -> None:
+        """Draw the charts of this page."""
         reader = self.watched.reader
         self.set_class(self.watched.shows_result, "-result")
         self.query_one("#result", TextLines).show([sanitise(line).expandtabs() for line in self.watched.result])
         self._sets = charts_for(reader.stage, reader.series, bool(reader.memory))
-        pages = self._pages
-        self._page = min(self._page, pages - 1)
-        shown = self._sets[self._page * self._per_page :][: self._per_page]
-        drawn = [curve.series for chosen in shown for curve in _curves(reader, chosen)]
+        by_title = {chart_set.title: chart_set for chart_set in self._sets}
+        shown = [by_title[title] for title in self.board.arrange(self.charts_by_title(), self._per_page)]
+        curves = [self._curves(chosen) for chosen in shown]
+        drawn = [curve.series for several in curves for curve in several]
         same = len(drawn) == len(self._drawn) and all(map(is_, drawn, self._drawn))  # some begin anew under their name
         changed = shown != self._shown_sets or self._series_of is not reader or not same
         self._shown_sets, self._series_of, self._drawn = shown, reader, drawn
-        for index in range(_CHARTS):
-            chart = self.query_one(f"#chart-{index}", Chart)
+        for index, chart in enumerate(self._charts(len(shown))):
             chart.display = index < max(1, len(shown)) and (self._only is None or self._only == index)
             if changed and index < len(shown):
-                self._fill(chart, shown[index])
+                self._fill(chart, shown[index], curves[index])
             elif changed:
                 chart.title = "no metrics yet" if index == 0 else ""
                 chart.set_curves([])
@@ -286,11 +277,20 @@ class MonitorScreen(ConsoleScreen):
                 chart.update()
         grid = self.query_one("#charts", Grid)
         grid.set_class(self._only is not None or len(shown) <= 1, "-one")
+        grid.set_class(self._only is None and len(shown) > 2 and self._grid[0] == 3, "-three")
 
-    def _fill(self, chart: Chart, chart_set: ChartSet) -> None:
-        reader = self.watched.reader
+    def _charts(self, count: int) -> list[Chart]:
+        """Return the charts, with those of a larger page added where they are wanted for the first time."""
+        charts = list(self.query(Chart))
+        ascii_only = self.console_app.options.ascii
+        more = [Chart("", id=f"chart-{index}", ascii=ascii_only) for index in range(len(charts), count)]
+        if more:
+            self.query_one("#charts", Grid).mount_all(more)
+        return charts + more
+
+    def _fill(self, chart: Chart, chart_set: ChartSet, curves: Sequence[Curve]) -> None:
         chart.title, chart.unit = one_line(chart_set.title), chart_set.unit
-        chart.set_curves(_curves(reader, chart_set))
+        chart.set_curves(curves, look=self.dress(chart, chart_set.title))
         chart.set_reference("predicted", self.watched.predicted if chart_set.title == MEMORY else None)
 
     def _show_side(self) -> None:
@@ -302,12 +302,22 @@ class MonitorScreen(ConsoleScreen):
     # sizes
 
     @property
+    def _grid(self) -> tuple[int, int]:
+        """Columns and rows of charts."""
+        width, height = self.size
+        if self.has_class("-narrow"):
+            return 1, 1
+        beside, below = 46 if self.has_class("-wide") else 2, 17 if self.has_class("-tall") else 13
+        return shape(width - beside, height - below, (2, 2 if width >= 100 and height >= 28 else 1))
+
+    @property
     def _per_page(self) -> int:
-        return 1 if self.has_class("-narrow") else 4 if self.size.width >= 100 and self.size.height >= 28 else 2
+        columns, rows = self._grid
+        return columns * rows
 
     @property
     def _pages(self) -> int:
-        return max(1, -(-len(self._sets) // self._per_page))
+        return self.board.pages
 
     def on_resize(self, event: events.Resize) -> None:
         """Arrange for the new size."""
@@ -321,7 +331,7 @@ class MonitorScreen(ConsoleScreen):
         self.set_class(height < 18, "-low")
         self.set_class(height < 10, "-tiny")
         if self._watched is not None and self._series_of is not None:
-            self.call_after_refresh(self._show_charts)
+            self.call_after_refresh(self.show_charts)
             self.call_after_refresh(self._focus_something)
         self.call_after_refresh(self._wrap_again)
 
@@ -345,11 +355,9 @@ class MonitorScreen(ConsoleScreen):
                 y=direction * max(1, self.query_one("#result").size.height - 1), animate=False
             )
             return
-        pages = self._pages
-        self._page = (self._page + direction) % pages
+        self.board.turn(direction)
         if self._watched:
-            self._show_charts()
-            self._wrap_again()
+            self.redraw_charts()
 
     def action_child(self, direction: int) -> None:
         """Switch to another stage of a pipeline."""
@@ -361,7 +369,7 @@ class MonitorScreen(ConsoleScreen):
         current = pipeline.chosen or (pipeline.at_work.name if pipeline.at_work else names[-1])
         position = names.index(current) if current in names else 0
         pipeline.chosen = names[(position + direction) % len(names)]
-        self._page = 0
+        self.board.page = 0
 
     def action_panel(self, index: int) -> None:
         """Show one panel alone; the same key again brings the others back."""
@@ -374,10 +382,10 @@ class MonitorScreen(ConsoleScreen):
         self.set_class(self._only == _CHARTS + 1, "-only-metrics")
         if self._only is not None and self._only >= _CHARTS:
             self._only, panel = None, self._only
-            self._show_charts() if self._watched else None
+            self.show_charts() if self._watched else None
             self._only = panel
         elif self._watched:
-            self._show_charts()
+            self.show_charts()
         if index == _CHARTS and self._only is not None:
             self.query_one(LogView).focus()
         else:
@@ -396,7 +404,7 @@ class MonitorScreen(ConsoleScreen):
         for chart_set in self._sets:
             chart = Chart(chart_set.title)
             chart.unit = chart_set.unit
-            chart.set_curves(_curves(reader, chart_set))
+            chart.set_curves([Curve(label, series) for label, series in curves_of(chart_set, reader)])
             parts.append(f"{chart_set.title}\n{chart.summary()}")
         if self.watched.shows_result:
             parts.append("\n".join(line.expandtabs() for line in self.watched.result))
@@ -421,7 +429,37 @@ class MonitorScreen(ConsoleScreen):
         else:
             getattr(self.actions, what)(run.id)
 
+    # for `ChartScreen`
 
-def _curves(reader: Reader, chosen: ChartSet) -> list[Curve]:
-    """Return the curves of one chart of the set."""
-    return [Curve(label, series) for label, series in curves_of(chosen, reader)]
+    def charts_by_title(self) -> Mapping[str, str]:
+        """Return the title of every chart there is, and the names of its metrics."""
+        return {chart_set.title: " ".join(name for name, _ in chart_set.metrics) for chart_set in self._sets}
+
+    def chart_readers(self) -> list[Reader]:
+        """Return the run that is drawn."""
+        return [self._watched.reader] if self._watched else []
+
+    def go_to_chart(self, title: str) -> None:
+        """Bring a chart into sight and give it the keys."""
+        self.board.show(title, self._per_page)
+        self.redraw_charts()
+        for chart in self.query(Chart):
+            if chart.title == one_line(title) and chart.display:
+                chart.focus()
+
+    def redraw_charts(self) -> None:
+        """Draw all charts anew, and say which they are."""
+        self._shown_sets = []
+        self.show_charts()
+        self._wrap_again()
+
+    @property
+    def shown_name(self) -> str:
+        """The run, for names of files."""
+        return self._watched.reader.title if self._watched else self._title
+
+    def _curves(self, chosen: ChartSet) -> list[Curve]:
+        """Return the curves of one chart over the x axis; those of metrics without a place on it are left out."""
+        reader = self.watched.reader
+        over = [(label, self.places.over(series, reader)) for label, series in curves_of(chosen, reader)]
+        return [Curve(label, series) for label, series in over if series is not None]

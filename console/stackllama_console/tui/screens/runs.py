@@ -237,7 +237,7 @@ class RunsScreen(ConsoleScreen):
         if row.elsewhere:
             metric = "  ".join(filter(None, (row.elsewhere, metric)))
         name_style = "bold" if row.id in self.selected else ""
-        step = f"{row.step}/{row.total_steps}" if row.total_steps else str(row.step or "")
+        step = f"{row.step:,}/{row.total_steps:,}" if row.total_steps else f"{row.step:,}" if row.step else ""
         cells = {
             "run": Text(f"{mark} {cut(name, max(12, self.size.width * 2 // 5))}", style=name_style),
             "stage": Text(str(row.stage or "")),
