@@ -18,14 +18,6 @@ def cut(text: str, size: int) -> str:
     return text if len(text) <= size else text[: max(0, size - 1)] + "…" * (size > 0)
 
 
-def cut_middle(text: str, size: int, ellipsis: str = "…") -> str:
-    """Cut a text to at most ``size`` columns in its middle: of names that begin alike, the ends tell them apart."""
-    if len(text) <= size:
-        return text
-    tail = max(0, size - 1) * 3 // 5
-    return text[: max(0, size - 1) - tail] + ellipsis * (size > 0) + text[len(text) - tail :]
-
-
 def number(value: float | None, unit: Unit = "number", *, beside: float = 0.0, digits: int = _DIGITS) -> str:
     """Format a metric in at most eight characters, bytes apart: four significant digits, thousands separated.
 

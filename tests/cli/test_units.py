@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackllama_console.results import table
-from stackllama_console.units import cut, cut_middle, duration, fixed, number, quantity, size
+from stackllama_console.units import cut, duration, fixed, number, quantity, size
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,6 @@ def test_a_fixed_number_of_places_has_no_negative_zero() -> None:
 def test_a_table_of_results_shows_noise_as_zero() -> None:
     ppo = {"state": "finished", "seconds": 1.0, "before": {"kl": -2e-9}, "after": {"kl": 3.0}, "eval_prompts": 4}
     assert "0.000 →      3.000" in next(line for line in table({"ppo": ppo}) if "KL" in line)
-
-
-def test_names_are_cut_in_the_middle() -> None:
-    names = ["ppo-llama-learning_rate-1e-5-seed-1", "ppo-llama-learning_rate-1e-5-seed-2"]
-    assert [cut_middle(name, 16) for name in names] == ["ppo-ll…-5-seed-1", "ppo-ll…-5-seed-2"]
-    assert [cut_middle("abcdef", n) for n in (6, 5, 1, 0)] == ["abcdef", "ab…ef", "…", ""]
 
 
 def test_units_are_readable() -> None:

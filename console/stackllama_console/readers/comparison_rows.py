@@ -100,7 +100,7 @@ def _steps(side: Side) -> str:
 
 def _took(side: Side) -> str:
     """Return how long a run took; nothing for a running one, whose time would change at every poll."""
-    state = side.reader.state if side.reader else None
+    state = side.state
     if state is None or state.ended is None:
         return _MISSING
     return duration(state.ended - (state.started or state.created))

@@ -17,7 +17,7 @@ from .screens.pick import PickScreen
 from .widgets.chart import Chart
 from .widgets.chart_look import Look, Looks
 
-_ALL = "all"
+_ALL = "*"
 _TITLE, _PATTERN = "=", "/"
 
 

@@ -1,6 +1,7 @@
 """Comparison of two or more runs: curves over each other, recipe differences, and metrics."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from msgspec import Struct
@@ -11,15 +12,19 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 from textual.widgets import Static
 
+from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.user_dirs import expanded
 
 from ...readers.comparison import Comparison
 from ...readers.comparison_rows import FactRow, metric_rows, recipe_rows
+from ...readers.foreign import open_foreign
 from ...readers.protocol import Reader
 from ...readers.series import Series
 from ..chart_screen import ChartScreen
 from ..widgets.chart_grid import ChartGrid, Overlay
 from ..widgets.facts_table import FactsTable
+from .confirm import AskScreen
 
 _WIDE = 120
 
@@ -68,6 +73,7 @@ class CompareScreen(ChartScreen):
         Binding("2", "view('recipe')", "recipe", id="compare.recipe"),
         Binding("3", "view('metrics')", "metrics", id="compare.figures"),
         Binding("right_square_bracket", "turn(1)", "next metrics", id="compare.next", key_display="]"),
+        Binding("o", "add", "add another trainer's run", id="compare.add", show=False),
         Binding("left_square_bracket", "turn(-1)", "previous metrics", id="compare.previous", show=False),
     ]
 
@@ -130,6 +136,25 @@ class CompareScreen(ChartScreen):
         if self.focused is None:
             self._focus_view()
         self._head()
+
+    def action_add(self) -> None:
+        """Ask for another trainer's directory, and compare what it holds as well."""
+
+        def check(text: str) -> str:
+            try:
+                open_foreign(Path(text.strip()))
+            except UsageError as error:
+                return str(error)
+            return ""
+
+        def add(text: str | None) -> None:
+            if text is not None:
+                self.comparison.add(expanded(Path(text.strip())).absolute())
+                self._polled = False
+                self.set_class(len(self.comparison.sides) > 2, "-many")
+
+        question = "Directory of another trainer's run"
+        self.console_app.push_screen(AskScreen(question, placeholder="/path/to/output_dir", check=check), add)
 
     def _overlay(self, metric: str) -> Overlay:
         """Return a metric's curves over the x axis; runs that do not say where their steps lie on it are left out."""

@@ -11,6 +11,7 @@ from msgspec import Struct
 from ...readers.series import Series
 from ...units import number
 from .canvas import ASCII_MARKS, CURVES, MARKS
+from .cells import cut_middle
 from .chart_line import Line, Part, fitted, to_cells
 from .chart_picture import SIGNS, Picture
 
@@ -95,10 +96,16 @@ def squeezed(entries: Sequence[Entry], width: int, most: int, *, ascii_only: boo
 
 
 def shortened(labels: Sequence[str], cells: int, *, ascii_only: bool) -> list[list[str]] | None:
-    """Return the labels in so many cells each; their ends where the heads are alike. None: not told apart."""
+    """Return the labels in so many cells each: cut in the middle, or their ends, where their heads are alike.
+
+    None: not told apart.
+    """
     heads = [fitted(label, cells, ascii_only=ascii_only) for label in labels]
     if _told_apart(labels, heads):
         return heads
+    middles = [to_cells(cut_middle(label, cells, ellipsis="~" if ascii_only else "…")) for label in labels]
+    if _told_apart(labels, middles):
+        return middles
     alike = next((i for i, signs in enumerate(zip(*labels, strict=False)) if len(set(signs)) > 1), 0)
     start = min(alike, max(map(len, labels)) - cells + 1)
     tails = [("~" if ascii_only else "…") + label[start:] for label in labels]
