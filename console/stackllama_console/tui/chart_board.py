@@ -43,7 +43,7 @@ class Board:
         return self.pattern is None or any(self.pattern.search(text) for text in (title, *names.split()))
 
     def turn(self, pages: int) -> None:
-        """Go on or back by so many pages, round at the ends."""
+        """Turn to a later or an earlier page, round at the ends."""
         self.page = (self.page + pages) % self.pages
 
     def show(self, title: str, room: int) -> None:
