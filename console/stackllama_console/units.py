@@ -5,6 +5,7 @@ import math
 from stackllama_engine.contract.metrics import Unit
 
 _LONGEST = 8
+_LEAST_PLAIN = 1e-3
 _DIGITS = 4
 _RATE_DIGITS = 3
 _NOTHING = 1e-6
@@ -69,6 +70,8 @@ def _plain(value: float) -> str:
         return _scaled(value, _DIGITS)
     if magnitude < 1e6 and (magnitude >= 999.95 or value.is_integer()):
         return f"{value + 0.0:,.0f}"  # no -0
+    if magnitude < _LEAST_PLAIN:
+        return _exponent(value)
     if 0.01 <= magnitude < 10:
         return trimmed(f"{value:.4f}")
     texts = (f"{value:.{digits}g}" for digits in (_DIGITS, _DIGITS - 1))

@@ -24,6 +24,8 @@ from stackllama_console.units import cut, duration, fixed, number, quantity, siz
         (-1.5, "-1.5"),
         (1.00001, "1"),
         (2e-5, "2e-5"),
+        (1e-4, "1e-4"),
+        (0.001, "0.001"),
         (1.41e-5, "1.41e-5"),
         (123.456, "123.5"),
         (0.00123, "0.00123"),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from stackllama_engine.contract.metrics import better
+from stackllama_engine.contract.metrics import Unit, better, unit_of
 
 from ..units import duration, number
 from .comparison import Comparison, Side
@@ -114,14 +114,16 @@ def _metric_row(name: str, sides: Sequence[Side]) -> FactRow:
         (max(values) if better(name) == "higher" else min(values)) if len(values) > 1 and len(set(values)) > 1 else None
     )
     cells: list[Cell] = []
+    units: list[Unit] = [unit_of(side.stage, name) for side in sides]
+    unit = next((each for each in units if each != "number"), units[0])
     beside = max((abs(series.last) for series in curves if series is not None and series.last is not None), default=0.0)
     for series, best in zip(curves, bests, strict=True):
         if series is None or series.last is None:
             cells.append(Cell(_MISSING, "missing"))
             continue
         sign = "▲" if better(name) == "higher" else "▼"
-        text = number(series.last, beside=beside) + (
-            f"  {sign} {number(best[1], beside=beside)} @{best[0]:,.0f}" if best else ""
+        text = number(series.last, unit, beside=beside) + (
+            f"  {sign} {number(best[1], unit, beside=beside)} @{best[0]:,.0f}" if best else ""
         )
         cells.append(_best(text, best is not None and best[1] == top))
     return FactRow(name, tuple(cells))
