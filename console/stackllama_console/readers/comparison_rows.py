@@ -114,8 +114,7 @@ def _metric_row(name: str, sides: Sequence[Side]) -> FactRow:
         (max(values) if better(name) == "higher" else min(values)) if len(values) > 1 and len(set(values)) > 1 else None
     )
     cells: list[Cell] = []
-    units: list[Unit] = [unit_of(side.stage, name) for side in sides]
-    unit = next((each for each in units if each != "number"), units[0])
+    unit = _unit_of(name, sides)
     beside = max((abs(series.last) for series in curves if series is not None and series.last is not None), default=0.0)
     for series, best in zip(curves, bests, strict=True):
         if series is None or series.last is None:
@@ -127,6 +126,13 @@ def _metric_row(name: str, sides: Sequence[Side]) -> FactRow:
         )
         cells.append(_best(text, best is not None and best[1] == top))
     return FactRow(name, tuple(cells))
+
+
+def _unit_of(name: str, sides: Sequence[Side]) -> Unit:
+    for side in sides:
+        if (unit := unit_of(side.stage, name)) != "number":
+            return unit
+    return "number"
 
 
 def _result_row(key: str, sides: Sequence[Side]) -> FactRow:
