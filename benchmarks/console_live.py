@@ -14,6 +14,9 @@ from console_terminal import BARE, BENCHMARKS, CONSOLE, Terminal
 from stackllama_engine.contract.stages import Stage
 
 _HOUR, _SETTLED, _WINDOW = 3600.0, 300.0, 60.0
+_PIECES = re.compile(
+    r"\x1b\[(?P<row>\d+);(?P<column>\d+)H|\x1b\[(?P<right>\d+)C|\x1b\[[0-9;?]*[A-Za-z]|(?P<text>[^\x1b]+)"
+)
 _DATED = re.compile(r"t=(\d+\.\d+) line")
 
 
@@ -58,7 +61,7 @@ def watch(home: Path, name: str, scratch: Path, core: int | None = None) -> Term
 def charts(scratch: Path, sizes: Sizes) -> list[Measurement]:
     """Measure bytes and processor time of a monitor with four long charts that get a point twice a second."""
     seconds = sizes.watched
-    rates: dict[str, list[float]] = {"ours": [], "bare": []}
+    rates: dict[str, list[float]] = {"ours": [], "charts": [], "bare": []}
     loads: dict[str, list[float]] = {"ours": [], "bare": []}
 
     def measure(side: str, terminal: Terminal) -> None:
@@ -66,6 +69,8 @@ def charts(scratch: Path, sizes: Sizes) -> list[Measurement]:
         time.sleep(seconds)
         rates[side].append(terminal.bytes_since(start) / seconds)
         loads[side].append((terminal.cpu() - cpu) / seconds)
+        if side == "ours":
+            rates["charts"].append(_chart_bytes(terminal, start) / seconds)
 
     with Writer("live", scratch / "home", "live", sizes.history, 2, 2):
         for _ in range(sizes.few):
@@ -76,20 +81,41 @@ def charts(scratch: Path, sizes: Sizes) -> list[Measurement]:
             with Terminal([*BARE, "sparklines"], scratch) as terminal:
                 time.sleep(sizes.warm)
                 measure("bare", terminal)
-    rate, load = median(rates["ours"]), median(loads["ours"])
+    rate, alone, load = median(rates["ours"]), median(rates["charts"]), median(loads["ours"])
     return [
         Measurement(
             name=f"four live charts of {sizes.history:,} points, 2 Hz",
-            wanted="≤ 4 KiB/s and ≤ 5 % of a core",
-            measured=f"{rate / KIB:.2f} KiB/s, {load:.1%}",
+            wanted="≤ 2 KiB/s, of which ≤ 1 for the charts, and ≤ 5 % of a core",
+            measured=f"{rate / KIB:.2f} KiB/s, charts {alone / KIB:.2f}, {load:.1%}",
             bare=f"four Sparklines {median(rates['bare']) / KIB:.2f} KiB/s, {median(loads['bare']):.1%}",
-            passed=rate <= 4 * KIB and load <= 0.05,
+            passed=rate <= 2 * KIB and alone <= KIB and load <= 0.05,
             notes=[
                 f"{sizes.few} turns of {seconds:g} s: {spread(rates['ours'], 1 / KIB, 2)} KiB/s, "
-                f"{spread(loads['ours'], 100)} %; the whole monitor: metrics, state line and log change as well"
+                f"charts {spread(rates['charts'], 1 / KIB, 2)}, {spread(loads['ours'], 100)} %; the whole monitor: "
+                "metrics, state line, samples and log change as well"
             ],
         )
     ]
+
+
+def _chart_bytes(terminal: Terminal, start: float) -> int:
+    """Count the bytes that were written, from a moment on, into the rows and columns of the charts."""
+    lines = terminal.text().splitlines()
+    top = next(row for row, line in enumerate(lines) if "reward  " in line and "▸" in line) + 1
+    bottom = next(row for row, line in enumerate(lines) if line.strip() == "log")
+    right = lines[top].rindex("│")
+    written = b"".join(chunk for moment, chunk in terminal.chunks if moment >= start).decode(errors="replace")
+    row = column = count = pending = 0
+    for match in _PIECES.finditer(written):
+        pending += len(match[0].encode())
+        if match["row"]:
+            row, column = int(match["row"]), int(match["column"]) - 1
+        elif match["right"]:
+            column += int(match["right"])
+        elif match["text"]:
+            count += pending if top <= row <= bottom and column < right else 0
+            pending, column = 0, column + len(match["text"])
+    return count
 
 
 def flood(scratch: Path, sizes: Sizes) -> list[Measurement]:

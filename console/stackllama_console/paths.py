@@ -47,6 +47,11 @@ def screenshots_dir() -> Path:
     return state_dir() / "screenshots"
 
 
+def exports_dir() -> Path:
+    """Return the folder of charts saved as CSV and SVG."""
+    return state_dir() / "exports"
+
+
 def model_cache() -> Path:
     """Return the Hugging Face cache (``HF_HUB_CACHE``, ``HF_HOME``; huggingface_hub's own defaults)."""
     return hub_cache()

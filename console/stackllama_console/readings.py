@@ -48,7 +48,7 @@ class Reading(Struct, kw_only=True):
     def step(self) -> str:
         """``12/60``, ``12``, or empty before the first step."""
         done, total = self.history.step, self.history.total_steps
-        return f"{done}/{total}" if total else str(done) if done else ""
+        return f"{done:,}/{total:,}" if total else f"{done:,}" if done else ""
 
     @property
     def last_metric(self) -> tuple[str, float | None] | None:

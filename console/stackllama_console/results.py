@@ -21,7 +21,7 @@ from .base_comparison import comparison_lines
 from .eval_summary import conditions, temperature_of
 from .readings import mappings, read_result
 from .sanitise import one_line, sanitise
-from .units import duration, number
+from .units import duration, fixed, number
 
 Facts = dict[str, Any]
 
@@ -76,7 +76,8 @@ def _stage(suffix: str, result: Facts) -> list[str]:
     for index, (label, first, last) in enumerate(rows):
         start, time = (name, took) if index == 0 else ("", "")
         arrow = "→" if first is not None else " "
-        lines.append(f"{start:8}{label:24}{_cell(first):>10} {arrow} {_cell(last):>10}{time:>14}".rstrip())
+        cells = _cell(first, last), _cell(last, first)
+        lines.append(f"{start:8}{label:24}{cells[0]:>10} {arrow} {cells[1]:>10}{time:>14}".rstrip())
     if suffix == "ppo" and result.get("after"):
         lines.append(f"{'':8}held-out: {conditions(result)}")
     return lines
@@ -110,7 +111,7 @@ def measures(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
             [
                 ("mean_reward", before.get("mean_reward"), after.get("mean_reward")),
                 ("true_utility", before.get("true_utility"), after.get("true_utility")),
-                ("kl", _zero(before.get("kl")), _zero(after.get("kl"))),
+                ("kl", before.get("kl"), after.get("kl")),
             ],
         ),
     }.get(suffix, (Stage.MERGE, [("difference", None, result.get("difference"))]))
@@ -163,7 +164,8 @@ def result_lines(run: RunDir, stage: Stage) -> list[str]:
     ]
     if stage in (Stage.SFT, Stage.PREFERENCE, Stage.PPO):  # PPO's metrics stand under `before` and `after`
         for label, first, last in measures(stage, result):
-            lines.append(f"{label}: {'' if first is None else f'{_value_text(first)} → '}{_value_text(last)}")
+            before = "" if first is None else f"{_value_text(first, last)} → "
+            lines.append(f"{label}: {before}{_value_text(last, first)}")
     if stage is Stage.PPO and result.get("after"):
         lines.append(f"held-out: {conditions({'temperature': temperature_of(run)} | result)}")
         compared = comparison_lines(result)
@@ -195,8 +197,12 @@ def plain_value(value: Any) -> str:
     return value if isinstance(value, str) else json.encode(value).decode()
 
 
-def _value_text(value: Any) -> str:
-    return number(value) if value is None or isinstance(value, float) else plain_value(value)
+def _value_text(value: Any, beside: Any = None) -> str:
+    return number(value, beside=_size(beside)) if value is None or isinstance(value, float) else plain_value(value)
+
+
+def _size(value: Any) -> float:
+    return float(value) if isinstance(value, float) else 0.0
 
 
 def _part(value: Facts, key: str) -> Facts:
@@ -204,12 +210,10 @@ def _part(value: Facts, key: str) -> Facts:
     return cast("Facts", part) if isinstance(part, dict) else {}
 
 
-def _zero(value: Any) -> Any:
-    """Return 0 for a value that is 0 but for rounding."""
-    return 0.0 if isinstance(value, float) and abs(value) < 1e-6 else value
-
-
-def _cell(value: Any) -> str:
+def _cell(value: Any, beside: Any = None) -> str:
     if isinstance(value, float):
-        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+        text = number(value, beside=_size(beside))
+        return text if 0 < abs(value) < 1e-3 and text != "0" else fixed(value, 3)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     return "" if value is None else str(value)

@@ -11,6 +11,15 @@ from stackllama_engine.contract.user_files import read_json
 from .paths import settings_file
 
 _RECENT = 12
+_CHARTS = 200
+"""Metrics whose look is remembered."""
+
+
+class ChartSettings(Struct, frozen=True, omit_defaults=True):
+    """How one metric is drawn; None: as all are."""
+
+    log: bool | None = None
+    smoothing: float | None = None
 
 
 class Settings(Struct, kw_only=True, omit_defaults=True):
@@ -45,10 +54,21 @@ class Settings(Struct, kw_only=True, omit_defaults=True):
         """Remove another trainer's run from the list; its files stay."""
         self.foreign_runs = [other for other in self.foreign_runs if other != name]
 
+    log_axes: bool = False
+    """Whether charts have a logarithmic value axis."""
+    charts: dict[str, ChartSettings] = {}
+    """Metrics that are drawn another way, those chosen last at the end."""
+    pinned: list[str] = []
+    """Metrics whose charts stay in sight."""
+
     def remember_model(self, name: str) -> None:
         """Put a model at the head of the recent ones."""
         self.model = name
         self.recent_models = [name, *(other for other in self.recent_models if other != name)][:_RECENT]
+
+    def remember_charts(self, charts: dict[str, ChartSettings]) -> None:
+        """Replace the metrics that are drawn another way; of very many the newest are kept."""
+        self.charts = dict(list(charts.items())[-_CHARTS:])
 
 
 def load_settings(file: Path | None = None) -> tuple[Settings, str | None]:

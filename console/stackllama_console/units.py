@@ -1,18 +1,98 @@
 """Numbers as a person reads them: metrics, durations, bytes. One place for the command line and the screens."""
 
+import math
+
+from stackllama_engine.contract.metrics import Unit
+
+_LONGEST = 8
+_LEAST_PLAIN = 1e-3
+_DIGITS = 4
+_RATE_DIGITS = 3
+_NOTHING = 1e-6
+"""Below this share of what it stands beside, a value is rounding noise."""
+_SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_WORDS: dict[str, str] = {"number": "", "bytes": "", "seconds": " s"}
+
 
 def cut(text: str, size: int) -> str:
     """Cut a text to at most ``size`` columns, with an ellipsis where it was cut."""
     return text if len(text) <= size else text[: max(0, size - 1)] + "…" * (size > 0)
 
 
-def number(value: float | None) -> str:
-    """Format a metric in at most eight characters: four significant digits, no exponent where none is needed."""
-    if value is None:
+def number(value: float | None, unit: Unit = "number", *, beside: float = 0.0, digits: int = _DIGITS) -> str:
+    """Format a metric in at most eight characters, bytes apart: four significant digits, thousands separated.
+
+    ``1,235``, ``1.235M``, ``0.0012``, ``1.4e-5``; tokens per second as ``15.3k``. Next to something that is a
+    million times as large (``beside``) it is ``0``.
+    """
+    if value is None or math.isnan(value):
         return "nan"
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    return f"{value:.4f}".rstrip("0") if 0.01 <= abs(value) < 10 else f"{value:.4g}"
+    if unit == "bytes":
+        return size(value)
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if abs(value) <= abs(beside) * _NOTHING:
+        return "0"
+    if unit == "tokens/s":
+        return _scaled(value, _RATE_DIGITS)
+    rounded = float(f"{value:.{digits}g}") if digits < _DIGITS else value
+    return _plain(rounded if math.isfinite(rounded) else value)
+
+
+def quantity(value: float | None, unit: Unit = "number", *, beside: float = 0.0) -> str:
+    """Format a metric with its unit: ``15.3k tokens/s``, ``1.2 s``, ``3.1 GiB``."""
+    return number(value, unit, beside=beside) + _WORDS.get(unit, f" {unit}")
+
+
+def fixed(value: float, places: int) -> str:
+    """Format with so many decimals, so that columns stand under each other; no ``-0.000``, large values as `number`."""
+    if abs(value) >= 1000:
+        return number(value)
+    text = f"{value:.{places}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def exponent(value: float, digits: int) -> str:
+    """Format as ``1.4e-5``, with at most so many decimals."""
+    mantissa, _, power = f"{value:.{digits}e}".partition("e")
+    return f"{trimmed(mantissa)}e{int(power)}"
+
+
+def trimmed(text: str) -> str:
+    """Return a decimal number without the zeros at its end."""
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _plain(value: float) -> str:
+    value = float(value)
+    magnitude = abs(value)
+    if 999_999.5 <= magnitude < 1e15:
+        return _scaled(value, _DIGITS)
+    if magnitude < 1e6 and (magnitude >= 999.95 or value.is_integer()):
+        return f"{value + 0.0:,.0f}"  # no -0
+    if magnitude < _LEAST_PLAIN:
+        return _exponent(value)
+    if 0.01 <= magnitude < 10:
+        return trimmed(f"{value:.4f}")
+    texts = (f"{value:.{digits}g}" for digits in (_DIGITS, _DIGITS - 1))
+    return next((text for text in texts if "e" not in text and len(text) <= _LONGEST), _exponent(value))
+
+
+def _exponent(value: float) -> str:
+    texts = (exponent(value, digits) for digits in range(_DIGITS - 1, -1, -1))
+    return next(text for text in texts if len(text) <= _LONGEST)
+
+
+def _scaled(value: float, digits: int) -> str:
+    """Format with ``k``, ``M`` or ``G``, in so many significant digits."""
+    rounded = float(f"{value:.{digits}g}")
+    if abs(rounded) >= 1e15:
+        return _exponent(value)
+    for scale, name in _SCALES:
+        if abs(rounded) >= scale:
+            share = rounded / scale
+            return (f"{share:.0f}" if abs(share) >= 1000 else f"{share:.{digits}g}") + name
+    return _plain(rounded)
 
 
 def duration(seconds: float) -> str:

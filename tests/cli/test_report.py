@@ -60,7 +60,7 @@ TABLE = """\
                                      first         last     wall time
 SFT     held-out loss                             0.600          30 s
         loss, training batch         3.250 →      0.500
-merge   error of the merge                      2.5e-06          30 s
+merge   error of the merge                       2.5e-6          30 s
 reward  held-out accuracy                         0.875          30 s
         held-out pairs                              600
         held-out ties                                 4
@@ -69,7 +69,7 @@ PPO     mean reward                 -0.125 →      1.500          30 s
         true utility                 0.500 →      0.750
         KL per response              0.000 →      4.250
         held-out: T = 1, 1 sample per prompt, 1,280 prompts
-merge   error of the merge                      1.0e-05          30 s
+merge   error of the merge                         1e-5          30 s
 total                                                        3 m 05 s
 """
 

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from stackllama_console.cli import listing, output
-from stackllama_console.units import cut, duration, number, size
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir
 from stackllama_engine.contract.stages import Stage
@@ -312,44 +311,6 @@ def test_no_command_lets_foreign_text_through(
             document = run_main(*words, "--json")
             assert_clean(document.out)
             assert document.json()["cause"] == poison  # escaped, not lost
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "nan"),
-        (0.0, "0"),
-        (60.0, "60"),
-        (0.4142135, "0.4142"),
-        (0.5, "0.5"),
-        (-1.5, "-1.5"),
-        (2e-5, "2e-05"),
-        (123.456, "123.5"),
-        (0.00123, "0.00123"),
-        (1e7, "1e+07"),
-    ],
-)
-def test_number_has_at_most_eight_characters(value: float | None, text: str) -> None:
-    assert number(value) == text
-
-
-def test_units_are_readable() -> None:
-    assert [duration(s) for s in (0, 59.4, 60, 185, 7620, 4 * 86400 + 3 * 3600)] == [
-        "0 s",
-        "59 s",
-        "1 m 00 s",
-        "3 m 05 s",
-        "2 h 07 m",
-        "4 d 03 h",
-    ]
-    assert [size(n) for n in (0, 1023, 1536, 5 * 1024**3, 3 * 1024**4)] == [
-        "0 B",
-        "1023 B",
-        "1.5 KiB",
-        "5.0 GiB",
-        "3.0 TiB",
-    ]
-    assert [cut("abcdef", n) for n in (6, 5, 1, 0)] == ["abcdef", "abcd…", "…", ""]
 
 
 def test_show_has_measured_peaks_and_the_highest_phase(

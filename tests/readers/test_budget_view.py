@@ -156,7 +156,7 @@ def test_hostile_names_are_sanitised(llama: Architecture) -> None:
 
 
 def test_gib_keeps_one_decimal() -> None:
-    assert gib(24.2 * GIB) == "24.2 GiB" and gib(0.3 * GIB) == "0.3 GiB" and gib(37 << 20) == "37.0 MiB"
+    assert gib(24.2 * GIB) == "24.2 GiB" and gib(0.3 * GIB) == "307.2 MiB" and gib(37 << 20) == "37.0 MiB"
     assert gib(0) == "0.0 GiB"
     assert gib_range((8 * GIB, 9 * GIB)) == "8.0–9.0 GiB" and gib_range((GIB, GIB)) == "1.0 GiB"
     assert gib_range((37 << 20, GIB)) == "37.0 MiB–1.0 GiB"

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from stackllama_console.tui.widgets.axis import (
     Axis,
     log_axis,
-    short,
     step_label,
     step_range,
     step_ticks,
@@ -17,6 +16,7 @@ from stackllama_console.tui.widgets.axis import (
     value_ticks,
 )
 from stackllama_console.tui.widgets.canvas import ASCII_MARKS, BAND, Canvas
+from stackllama_console.units import number
 
 
 def text(canvas: Canvas) -> list[str]:
@@ -167,8 +167,8 @@ def test_an_axis_of_any_height_has_a_label(low: float, length: float, rows: int)
 def test_a_step_axis_shows_all_and_little_more() -> None:
     assert (step_range(1, 1), step_range(0, 1000), step_range(1, 1050)) == ((0.5, 1.5), (0, 1000), (0, 1200))
     assert [label for _, label in step_ticks(0, 20_000, 70)] == ["0", "5k", "10k", "15k", "20k"]
-    assert [label for _, label in step_ticks(12_000, 12_040, 70)] == ["12000", "12010", "12020", "12030", "12040"]
-    assert (step_label(1_500_000, 100_000), step_label(999), step_label(1234)) == ("1.5M", "999", "1234")
+    assert [label for _, label in step_ticks(12_000, 12_040, 70)] == ["12,000", "12,010", "12,020", "12,030", "12,040"]
+    assert (step_label(1_500_000, 100_000), step_label(999), step_label(1234)) == ("1.5M", "999", "1,234")
 
 
 MAGNITUDE = st.floats(min_value=1e-290, max_value=1e290) | st.floats(min_value=1e-9, max_value=1e12)
@@ -178,7 +178,7 @@ MAGNITUDE = st.floats(min_value=1e-290, max_value=1e290) | st.floats(min_value=1
 def test_no_label_is_longer_than_eight(value: float, sign: int, spread: float, rows: int) -> None:
     low = value * sign
     high = low + abs(low) * spread
-    assert len(short(low)) <= 8
+    assert len(number(low)) <= 8
     axes = [value_axis(low, high)] + ([log_axis(low, high)] if low > 0 else [])
     for axis in axes:
         assert axis.low <= low + abs(low) * 1e-9
@@ -201,7 +201,7 @@ def test_a_step_axis_holds_its_steps(first: int, length: int, columns: int) -> N
     assert start < stop
     assert start <= first
     assert stop >= first + length
-    assert all(len(label) <= 10 for _, label in step_ticks(start, stop, columns))
+    assert all(len(label) <= 11 for _, label in step_ticks(start, stop, columns))
 
 
 def test_axis_places_between_its_ends() -> None:

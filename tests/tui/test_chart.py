@@ -89,7 +89,7 @@ def test_a_chart_of_gaps_alone_says_so_and_where_they_are(ascii_only: bool) -> N
         chart.styles.width, chart.styles.height = 38, 9
         await pilot.pause()
         for log in ("", "log"):
-            chart.log_axis = bool(log)
+            chart.look.log = bool(log)
             chart.update(force=True)
             assert plain(chart.rows[0]).endswith("! 3 not finite" + (log and (" | log" if ascii_only else " · log")))
             assert [plain(row) for row in chart.rows[1:-2] if row.strip()] == ["all 3 values NaN or infinite"]
@@ -107,7 +107,7 @@ def test_a_chart_of_gaps_alone_says_so_and_where_they_are(ascii_only: bool) -> N
 def test_a_single_point_is_marked_in_the_middle_between_labels(ascii_only: bool, log: bool) -> None:
     chart = Chart("loss", ascii=ascii_only)
     chart.set_curves([Curve("loss", series([4.2581], first=7))])
-    chart.log_axis = log
+    chart.look.log = log
 
     async def check(pilot: Pilot[None]) -> None:
         chart.styles.width, chart.styles.height = 38, 9
@@ -556,7 +556,7 @@ def test_any_size_and_back(ascii_only: bool) -> None:
                 strip = chart.render_line(y)
                 assert strip.cell_length == width
                 assert all(segment.style is not None for segment in strip)
-        assert "at step 1000" in chart.rows[0]
+        assert "at step 1,000" in chart.rows[0]
 
     run(chart, check)
 

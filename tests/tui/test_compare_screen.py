@@ -1,5 +1,6 @@
 """The comparison under keys: curves of shared metrics, recipes that differ, values, hostile text, small sizes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from stackllama_console.readers.comparison import short_names
 from stackllama_console.readers.comparison_rows import best_of, without_shared_folder
 from stackllama_console.readers.series import Series
 from stackllama_console.tui.screens.compare import CompareScreen
+from stackllama_console.tui.widgets.cells import cut_middle
 from stackllama_console.tui.widgets.chart import Chart
 from stackllama_console.tui.widgets.chart_grid import ChartGrid
 from stackllama_console.tui.widgets.facts_table import FactsTable
@@ -75,6 +77,38 @@ def test_brackets_turn_the_pages_round(home: Home) -> None:
         assert driven.screen.view == "charts"
 
     drive(home, _compare(home), script)
+
+
+def test_another_trainers_run_is_compared_as_well(home: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "other" / "trained-elsewhere"
+    folder.mkdir(parents=True)
+    logged = [{"step": step, "objective/scores": step / 2, "loss": 1.0} for step in (1, 2, 3)]
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 3, "max_steps": 3, "log_history": logged}))
+
+    async def script(driven: Driven) -> None:
+        await driven.shows("objective/scores")
+        await driven.press("o")
+        await driven.type(str(tmp_path / "nothing"))
+        await driven.press("enter")
+        await driven.shows("no such directory")
+        await driven.type(str(folder))
+        await driven.press("enter")
+        await driven.until(lambda: len(driven.screen.query(Chart).first().curves) == 3)
+        assert driven.screen.query(Chart).first().curves[2].label == "trained-elsewhere"
+        await driven.until(lambda: "compare  3 runs" in driven.lines[0])
+        rows = {row.key: row.cells for row in driven.screen.query_one("#metrics", FactsTable).rows if row.cells}
+        assert [cell.text for cell in rows["state"]] == ["finished"] * 3
+        await driven.press("o", "escape")
+
+    drive(home, _compare(home), script, size=(140, 40))
+
+
+def test_names_that_begin_alike_are_cut_in_the_middle(home: Home) -> None:
+    assert [cut_middle(f"ppo-llama-learning_rate-1e-5-seed-{seed}", 16) for seed in (1, 2)] == [
+        "ppo-lla…5-seed-1",
+        "ppo-lla…5-seed-2",
+    ]
+    assert [cut_middle("abcdefgh", width) for width in (8, 7, 5, 1)] == ["abcdefgh", "abc…fgh", "abcd…", "…"]
 
 
 def test_the_charts_keys_work_at_once(home: Home) -> None:

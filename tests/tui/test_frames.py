@@ -1,6 +1,7 @@
 """Minimal updates: a terminal shows the same as with Textual's own output."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyte
 import pytest
@@ -37,7 +38,7 @@ def strips(draw: st.DrawFn, width: int = WIDTH) -> Strip:
     segments: list[Segment] = []
     left = width
     while left > 0:
-        text = draw(st.text("ab⣿", min_size=1, max_size=min(5, left)))
+        text = draw(st.text("ab⣿ ", min_size=1, max_size=min(5, left)))
         if draw(st.integers(0, 9)) == 0 and left >= 2:
             text = "漢"
         segment = Segment(text, draw(styles))
@@ -66,7 +67,13 @@ def changes(draw: st.DrawFn) -> ChopsUpdate:
 
 def shown(screen: pyte.Screen) -> list[list[tuple[object, ...]]]:
     cells = [[screen.buffer[y][x] for x in range(WIDTH)] for y in range(HEIGHT)]
-    return [[(c.data, c.fg, c.bg, c.bold, c.reverse, c.underscore) for c in row] for row in cells]
+    return [[_look(c) for c in row] for row in cells]
+
+
+def _look(cell: Any) -> tuple[object, ...]:
+    """Return what is seen of a cell: of a blank neither its own colour nor whether it is bold."""
+    blank = cell.data == " " and not cell.reverse and not cell.underscore
+    return (cell.data, None if blank else cell.fg, cell.bg, not blank and cell.bold, cell.reverse, cell.underscore)
 
 
 def apply(stream: pyte.Stream, update: CompositorUpdate) -> None:
@@ -116,7 +123,8 @@ def test_only_cells_that_differ_are_sent() -> None:
     frames.render(layout("step 1", "loss 2", ""), SIZE, CONSOLE)
     assert frames.render(change(0, "step 2"), SIZE, CONSOLE) == "\x1b[1;6H2"
     assert frames.render(change(0, "step 2"), SIZE, CONSOLE) == ""
-    assert frames.render(change(1, "loss 2", Style(bold=True)), SIZE, CONSOLE) == "\x1b[2;1H\x1b[1mloss 2      \x1b[0m"
+    assert frames.render(change(1, "loss 2", Style(bold=True)), SIZE, CONSOLE) == "\x1b[2;1H\x1b[1mloss 2\x1b[0m"
+    assert frames.render(change(0, "Step 2     x"), SIZE, CONSOLE) == "\x1b[1;1HS\x1b[10Cx"
 
 
 def test_colours_are_sent_when_they_change() -> None:
@@ -126,6 +134,61 @@ def test_colours_are_sent_when_they_change() -> None:
     strip = Strip([Segment("a" * 6, red), Segment("b" * 6, blue)])
     sent = frames.render(LayoutUpdate([[strip]], Region(0, 0, WIDTH, 1)), SIZE, CONSOLE)
     assert sent == "\x1b[1;1H\x1b[38;2;255;0;0;48;2;0;0;0maaaaaa\x1b[38;2;0;0;255mbbbbbb\x1b[0m"
+
+
+def test_stretches_of_one_colour_are_sent_together() -> None:
+    red, blue = Style(color="#ff0000"), Style(color="#0000ff")
+
+    def update(texts: list[str]) -> ChopsUpdate:
+        rows = [Strip([Segment(text, red), Segment(" " * 8, Style()), Segment(text, blue)]) for text in texts]
+        return ChopsUpdate([{0: row} for row in rows], [(y, 0, WIDTH) for y in range(HEIGHT)], [[WIDTH]] * HEIGHT)
+
+    frames = Frames()
+    frames.render(layout("", "", ""), SIZE, CONSOLE)
+    frames.render(update(["aa"] * HEIGHT), SIZE, CONSOLE)
+    sent = frames.render(update(["bb"] * HEIGHT), SIZE, CONSOLE)
+    assert sent.count("38;2;") == 2
+    assert sent.count("bb") == 2 * HEIGHT
+
+
+def test_an_attribute_is_ended_by_itself_where_that_is_shorter() -> None:
+    plain, bold = Style(color="#ff0000", bgcolor="#000000"), Style(color="#ff0000", bgcolor="#000000", bold=True)
+    strip = Strip([Segment("a" * 6, bold), Segment("b" * 6, plain)])
+    sent = Frames().render(LayoutUpdate([[strip]], Region(0, 0, WIDTH, 1)), SIZE, CONSOLE)
+    assert "aaaaaa\x1b[22mbbbbbb" in sent
+
+
+TALL = Size(WIDTH, 10)
+
+
+def log(lines: Sequence[str], style: Style | None = None) -> ChopsUpdate:
+    """Return an update of all rows but the first and the last."""
+    chops = [{0: Strip([Segment(line.ljust(WIDTH), style or Style())])} for line in ["head", *lines, "foot"]]
+    return ChopsUpdate(chops, [(y, 0, WIDTH) for y in range(1, 9)], [[WIDTH]] * 10)
+
+
+@pytest.mark.parametrize("lines", [2, -2, 7, 1, 0])
+@pytest.mark.parametrize("style", [Style(), Style(bgcolor="#202020")])
+def test_rows_that_moved_are_moved_by_the_terminal(lines: int, style: Style) -> None:
+    screen, frames = pyte.Screen(WIDTH, 10), Frames()
+    stream = pyte.Stream(screen)
+    texts = [f"line {number} x" for number in range(10, 40)]
+    first = LayoutUpdate([[Strip([Segment(t.ljust(WIDTH))])] for t in ["head", *texts[8:16], "foot"]], TALL.region)
+    stream.feed(frames.render(first, TALL, CONSOLE))
+    stream.feed(frames.render(log(texts[8:16], style), TALL, CONSOLE))
+    sent = frames.render(log(texts[8 + lines : 16 + lines], style), TALL, CONSOLE)
+    stream.feed(sent)
+    assert [line.rstrip() for line in screen.display] == ["head", *texts[8 + lines : 16 + lines], "foot"]
+    assert (f"\x1b[2;9r\x1b[2;1H\x1b[{abs(lines)}{'M' if lines > 0 else 'L'}\x1b[r" in sent) == (0 < abs(lines) < 6)
+    background = "202020" if style.bgcolor else "default"
+    assert {screen.buffer[y][x].bg for y in range(1, 9) for x in range(WIDTH)} == {background}
+
+
+def test_rows_that_only_look_alike_are_not_moved() -> None:
+    frames = Frames()
+    frames.render(LayoutUpdate([[Strip([Segment(" " * WIDTH)])]] * 10, TALL.region), TALL, CONSOLE)
+    sent = frames.render(log(["a", *[""] * 7]), TALL, CONSOLE)
+    assert sent == "\x1b[2;1Ha"
 
 
 def test_a_full_repaint_and_another_size_are_sent_whole() -> None:

@@ -89,10 +89,11 @@ README = Path(__file__).parents[2] / "README.md"
 WHERE = {
     "everywhere": ("app", "screen"),
     "runs": ("runs",),
-    "monitor": ("monitor",),
+    "monitor": ("monitor", "charts"),
     "a chart": ("chart",),
     "chat": ("chat",),
     "the log": ("log",),
+    "compare": ("compare", "charts"),
     "launch": ("launch", "form", "budget"),
 }
 """First column of README's table of keys to the first words of the bindings' ids."""

@@ -100,7 +100,7 @@ class Bars:
             self._task,
             completed=history.step if total else 0,
             total=total or 1,
-            step=f"{history.step}/{total}" if total else "",
+            step=f"{history.step:,}/{total:,}" if total else "",
             text=text,
         )
 

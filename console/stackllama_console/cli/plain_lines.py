@@ -73,5 +73,5 @@ class Lines:
 def metrics_line(tail: Tail, metrics: dict[str, float | None], step: int | None = None) -> str:
     """Return ``ppo 12/60 objective/scores 0.41 objective/kl 1.2``."""
     total = tail.history.total_steps
-    where = f"{tail.history.step if step is None else step}{f'/{total}' if total else ''}"
+    where = f"{tail.history.step if step is None else step:,}{f'/{total:,}' if total else ''}"
     return " ".join([tail.title, where, *(f"{name} {number(value)}" for name, value in headline_values(tail, metrics))])

@@ -104,7 +104,7 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
     fields.append(("took", duration(took)) if took is not None else ("running for", _since(state.started)))
     fields += _at(state, history)
     if history.step or history.total_steps:
-        fields.append(("step", f"{history.step}{f' of {history.total_steps}' if history.total_steps else ''}"))
+        fields.append(("step", f"{history.step:,}{f' of {history.total_steps:,}' if history.total_steps else ''}"))
     fields += [("memory", peaks)] if (peaks := measured_peaks(history)) else []
     steps = checkpoint_steps(run)
     if steps:

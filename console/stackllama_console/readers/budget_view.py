@@ -24,12 +24,12 @@ from stackllama_engine.contract.stages import PIPELINE_STAGES, Stage
 from stackllama_engine.launch.sections import stage_recipe
 
 from ..sanitise import one_line
+from ..units import number, size
 from .form_text import write
 
 Verdict = Literal["yes", "tight", "no", "unknown"]
 
 _IN_NAME = re.compile(r"(?<![a-zA-Z0-9.])(\d{1,4}(?:\.\d{1,3})?)\s?([bBmM])(?![a-zA-Z0-9])")
-_GIB = 1 << 30
 _ANY = 1 << 62
 """Bytes that everything fits into."""
 
@@ -185,8 +185,8 @@ def build_view(
         if not isinstance(one, MergeRecipe)
     }
     resolved, refused = resolve_or_nearest(list(cases.values()))
-    for number, decided in zip(cases, resolved, strict=True):
-        stages[number] = (stages[number][0], decided)
+    for index, decided in zip(cases, resolved, strict=True):
+        stages[index] = (stages[index][0], decided)
     parts = [_part(stage, one, architecture, gpus, ram, reward, calibration) for stage, one in stages]
     worst = max(parts, key=lambda part: part.rank)
     verdict, reason = _verdict(worst)
@@ -231,10 +231,8 @@ def _unknown_view(name: str, architecture: Architecture, part: _Part, reason: st
 
 
 def gib(count: float) -> str:
-    """Format bytes as ``24.2 GiB``; less than a tenth of one as ``37.0 MiB``."""
-    if abs(count) >= _GIB / 10 or not count:
-        return f"{count / _GIB:.1f} GiB"
-    return f"{count / (1 << 20):.1f} MiB"
+    """Format bytes as everywhere (`units.size`); nothing as ``0.0 GiB``."""
+    return size(count) if count else "0.0 GiB"
 
 
 def gib_range(interval: tuple[int, int]) -> str:
@@ -248,9 +246,9 @@ def gib_range(interval: tuple[int, int]) -> str:
 
 def billions(count: int) -> str:
     """Format a number of parameters as people name it: ``6.7 B``, ``385 k``."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
+    for scale, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= scale:
+            return f"{number(count / scale, digits=3)} {unit}"
     return str(count)
 
 

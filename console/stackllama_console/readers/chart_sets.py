@@ -10,19 +10,16 @@ The way of a metric to the screen, with ``loss/policy_avg`` as the example:
 """
 
 from collections.abc import Iterable
-from typing import Literal
 
 from msgspec import Struct
 
 from stackllama_engine.contract.gpu_metrics import gpu_metric, gpu_of
-from stackllama_engine.contract.metrics import MEMORY, Metric, function_chart, metrics_of
+from stackllama_engine.contract.metrics import MEMORY, Metric, Unit, function_chart, metrics_of
 from stackllama_engine.contract.stages import Stage
 
 from .gpu_series import FEW, SPREAD
 from .protocol import Reader
 from .series import Series
-
-Unit = Literal["number", "bytes"]
 
 
 class ChartSet(Struct, frozen=True):
@@ -35,11 +32,14 @@ class ChartSet(Struct, frozen=True):
 
 def charts_of(stage: Stage | None) -> list[ChartSet]:
     """Return every chart that a stage may have."""
-    charts: dict[str, list[tuple[str, str]]] = {}
+    charts: dict[str, list[Metric]] = {}
     for metric in metrics_of(stage):
         if metric.chart and "*" not in metric.name:
-            charts.setdefault(metric.chart, []).append((metric.name, metric.series or metric.label))
-    return [ChartSet(title, tuple(lines)) for title, lines in charts.items()]
+            charts.setdefault(metric.chart, []).append(metric)
+    return [
+        ChartSet(title, tuple((metric.name, metric.series or metric.label) for metric in metrics), metrics[0].unit)
+        for title, metrics in charts.items()
+    ]
 
 
 def charts_for(stage: Stage | None, metrics: Iterable[str], has_memory: bool) -> list[ChartSet]:
@@ -54,7 +54,7 @@ def charts_for(stage: Stage | None, metrics: Iterable[str], has_memory: bool) ->
         if has_memory and chart.title == MEMORY:  # its series are the reader's memory; see `curves_of`
             charts.append(ChartSet(MEMORY, (), "bytes"))
         elif lines:
-            charts.append(ChartSet(chart.title, lines))
+            charts.append(ChartSet(chart.title, lines, chart.unit))
             names.difference_update(name for name, _ in lines)
     charts += gpu_charts(stage, every)
     return [*charts, *(ChartSet(name, ((name, name.rpartition("/")[2]),)) for name in sorted(names) if name != "epoch")]

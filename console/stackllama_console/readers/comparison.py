@@ -1,8 +1,9 @@
-"""Comparison of several runs of a home: their readers, shared metrics, recipes and results."""
+"""Comparison of several runs, of a home or of other trainers: readers, shared metrics, recipes and results."""
 
 import re
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -11,11 +12,12 @@ from msgspec import Struct
 from stackllama_engine.contract.errors import RecipeError, UsageError
 from stackllama_engine.contract.metrics import headline_names, metrics_of
 from stackllama_engine.contract.recipe_io import load_recipe
-from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.run_dir import Home, State
 from stackllama_engine.contract.stages import Stage
 
 from ..readings import is_metric, read_launch, read_result, recipe_differences
 from ..sanitise import one_line
+from .foreign import ForeignReader, open_foreign
 from .form_text import write
 from .gpu_series import without_each
 from .run_reader import RunReader
@@ -40,17 +42,22 @@ class Facts(Struct, frozen=True, kw_only=True):
 
 
 class Side:
-    """One of the compared runs.
+    """One of the compared runs: of the home, or in another trainer's directory.
+
+    Args:
+        home: of the console's own runs.
+        run_id: a run id; with a ``/`` in it, a directory.
 
     Attributes:
-        id: its id, sanitised.
+        id: its id, of a directory its name, sanitised.
         reader: its metrics; None where there is no such run.
         facts: recipe, launch and results, read again when the run's state changes.
     """
 
     def __init__(self, home: Home, run_id: str) -> None:
-        self.id = one_line(run_id)
-        self.reader: RunReader | None = None
+        self.folder = Path(run_id) if "/" in run_id else None
+        self.id = one_line(self.folder.name if self.folder else run_id)
+        self.reader: RunReader | ForeignReader | None = None
         self.facts = Facts()
         self._home = home
         self._run_id = run_id
@@ -60,6 +67,11 @@ class Side:
     def stage(self) -> Stage | None:
         """The run's stage; None until it is known."""
         return self.reader.stage if self.reader else None
+
+    @property
+    def state(self) -> State | None:
+        """The run's state; None for another trainer's, and until it is known."""
+        return self.reader.state if isinstance(self.reader, RunReader) else None
 
     @property
     def errors(self) -> list[str]:
@@ -72,14 +84,14 @@ class Side:
         """Read what is new; return whether anything changed."""
         if self.reader is None:
             try:
-                self.reader = RunReader(self._home.run(self._run_id))
+                self.reader = open_foreign(self.folder) if self.folder else RunReader(self._home.run(self._run_id))
             except UsageError as error:
                 facts = Facts(errors=(one_line(str(error)),))
                 changed, self.facts = facts != self.facts, facts
                 return changed
         changed = self.reader.poll()
-        state = self.reader.state
-        if state is not None and self._read_at != (state.attempt, state.phase):
+        state = self.state
+        if isinstance(self.reader, RunReader) and state is not None and self._read_at != (state.attempt, state.phase):
             self._read_at = state.attempt, state.phase
             self.facts = read_facts(self.reader, state.stage)
             changed = True
@@ -90,8 +102,15 @@ class Comparison:
     """The compared runs, in the order in which they were chosen; the same id twice is one run."""
 
     def __init__(self, home: Home, run_ids: Iterable[str]) -> None:
+        self.home = home
         self.sides = [Side(home, run_id) for run_id in dict.fromkeys(run_ids)]
         self.names = short_names([side.id for side in self.sides])
+
+    def add(self, folder: Path) -> None:
+        """Compare another trainer's run as well; one that is compared already is not added."""
+        if not any(side.folder == folder for side in self.sides):
+            self.sides = [*self.sides, Side(self.home, str(folder))]
+            self.names = short_names([side.id for side in self.sides])
 
     def poll(self) -> bool:
         """Read what is new in all runs; return whether anything changed."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from stackllama_engine.contract.metrics import better
+from stackllama_engine.contract.metrics import Unit, better, unit_of
 
 from ..units import duration, number
 from .comparison import Comparison, Side
@@ -100,7 +100,7 @@ def _steps(side: Side) -> str:
 
 def _took(side: Side) -> str:
     """Return how long a run took; nothing for a running one, whose time would change at every poll."""
-    state = side.reader.state if side.reader else None
+    state = side.state
     if state is None or state.ended is None:
         return _MISSING
     return duration(state.ended - (state.started or state.created))
@@ -114,25 +114,39 @@ def _metric_row(name: str, sides: Sequence[Side]) -> FactRow:
         (max(values) if better(name) == "higher" else min(values)) if len(values) > 1 and len(set(values)) > 1 else None
     )
     cells: list[Cell] = []
+    unit = _unit_of(name, sides)
+    beside = max((abs(series.last) for series in curves if series is not None and series.last is not None), default=0.0)
     for series, best in zip(curves, bests, strict=True):
         if series is None or series.last is None:
             cells.append(Cell(_MISSING, "missing"))
             continue
         sign = "▲" if better(name) == "higher" else "▼"
-        text = number(series.last) + (f"  {sign} {number(best[1])} @{best[0]:g}" if best else "")
+        text = number(series.last, unit, beside=beside) + (
+            f"  {sign} {number(best[1], unit, beside=beside)} @{best[0]:,.0f}" if best else ""
+        )
         cells.append(_best(text, best is not None and best[1] == top))
     return FactRow(name, tuple(cells))
+
+
+def _unit_of(name: str, sides: Sequence[Side]) -> Unit:
+    for side in sides:
+        if (unit := unit_of(side.stage, name)) != "number":
+            return unit
+    return "number"
 
 
 def _result_row(key: str, sides: Sequence[Side]) -> FactRow:
     values = [side.facts.results.get(key) for side in sides]
     numbers = {value for value in values if value is not None}
-    top = None
+    beside, top = max(map(abs, numbers), default=0.0), None
     if len(numbers) > 1 and (best := better(key)):
         top = max(numbers) if best == "higher" else min(numbers)
     return FactRow(
         key,
-        tuple(Cell(_MISSING, "missing") if value is None else _best(number(value), value == top) for value in values),
+        tuple(
+            Cell(_MISSING, "missing") if value is None else _best(number(value, beside=beside), value == top)
+            for value in values
+        ),
     )
 
 

@@ -80,6 +80,11 @@ class RunReader:
         return self._memory.series
 
     @property
+    def times(self) -> Series:
+        """Seconds since the run's first metrics, over the step that they are of."""
+        return self._times
+
+    @property
     def bad_lines(self) -> int:
         """Number of lines, over all attempts, that are not records."""
         readers = [*self._readers.values(), *self._journals.values(), *self._gpus.readers]
@@ -126,6 +131,8 @@ class RunReader:
         self._metrics = Columns()
         self._memory = Columns()
         self._gpus = GpuSeries()
+        self._times = Series("time")
+        self._began: float | None = None
         self._pace = Pace()
         self._timeline = Timeline()
         self._readers: dict[int, EventReader] = {}
@@ -230,6 +237,8 @@ class RunReader:
         history, step = self._history, self._history.step
         phases: list[Record] = []
         progress: list[Record] = []
+        steps: list[float] = []
+        times: list[float] = []
         for event in batch:
             if event.step is not None:
                 step = event.step
@@ -240,6 +249,9 @@ class RunReader:
                 progress.append(event)
             elif event.metrics:
                 self._apply_values(event, event.metrics, step, attempt)
+                if kind == "metrics" and (not steps or steps[-1] != step):
+                    steps.append(step)
+                    times.append(event.time)
             elif kind != "samples":
                 history.apply_facts(event)
                 self._timeline.add(event, attempt)
@@ -250,6 +262,7 @@ class RunReader:
         history.step, history.updated = step, batch[-1].time
         self._metrics.flush()
         self._memory.flush()
+        self._add_times(steps, times)
 
     def _apply_values(self, event: Record, values: dict[str, float | None], step: int, attempt: int) -> None:
         if event.kind == "metrics":
@@ -266,6 +279,11 @@ class RunReader:
             for event in progress[-_PACED:]:
                 if event.step is not None:
                     self._pace.add(event.time, event.step)
+
+    def _add_times(self, steps: list[float], times: list[float]) -> None:
+        if steps:
+            began = self._began = times[0] if self._began is None else self._began
+            self._times.extend(steps, [time - began for time in times])
 
     def _snapshot(self) -> History:
         """Copy the history for readers: the next poll does not touch it, and everything in it is sanitised."""

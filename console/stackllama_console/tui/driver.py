@@ -22,7 +22,8 @@ from .leaving import Leaving
 
 _OURS = re.compile(
     r"\x1b\[(?:[0-9;:]*m"  # colours and attributes
-    r"|[0-9]+;[0-9]+H"  # cursor to a cell
+    r"|[0-9]+;[0-9]+H|[0-9]+C"  # cursor to a cell, or on by some
+    r"|(?:[0-9]+;[0-9]+)?r|[0-9]+[LM]"  # the scrolling region, lines inserted and deleted in it; see `frames`
     r"|\?(?:7|25|1000|1003|1004|1006|1015|1016|1049|2004|2026|2048)[hl]"  # modes that are set and reset as a pair
     r"|\?(?:2026|2048)\$p|[<>][0-9]*u)"  # questions about modes, the kitty keyboard protocol
 )

@@ -954,6 +954,12 @@ def short_of(stage: Stage | None, name: str) -> str:
     return next((metric.short for metric in headline(stage) if metric.name == name), name)
 
 
+def unit_of(stage: Stage | None, name: str) -> Unit:
+    """Return the unit of a metric's values; a plain number where the stage has no such metric."""
+    units: Iterable[Unit] = (metric.unit for metric in metrics_of(stage) if metric.name == name)
+    return next(iter(units), "number")
+
+
 def listed(stage: Stage) -> list[Metric]:
     """Return the candidates for the one number per run in ``runs ls``, the best first."""
     return sorted((metric for metric in metrics_of(stage) if metric.listed), key=lambda metric: metric.listed)

@@ -1,5 +1,7 @@
 """Comparison of two or more runs: curves over each other, recipe differences, and metrics."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from msgspec import Struct
@@ -10,13 +12,19 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 from textual.widgets import Static
 
+from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.user_dirs import expanded
 
 from ...readers.comparison import Comparison
 from ...readers.comparison_rows import FactRow, metric_rows, recipe_rows
-from ..screen import ConsoleScreen
+from ...readers.foreign import open_foreign
+from ...readers.protocol import Reader
+from ...readers.series import Series
+from ..chart_screen import ChartScreen
 from ..widgets.chart_grid import ChartGrid, Overlay
 from ..widgets.facts_table import FactsTable
+from .confirm import AskScreen
 
 _WIDE = 120
 
@@ -26,17 +34,19 @@ View = Literal["charts", "recipe", "metrics"]
 class Compared(Struct, frozen=True, kw_only=True):
     """The result of one poll, ready to be rendered."""
 
-    overlays: list[Overlay]
+    names: list[str]
+    """Of the metrics."""
     recipe: list[FactRow]
     metrics: list[FactRow]
     errors: list[str]
 
 
-class CompareScreen(ConsoleScreen):
+class CompareScreen(ChartScreen):
     """Compare runs of one home."""
 
     HEADING = "compare"
     WIDGETS_WITH_KEYS = ("Chart", "FactsTable")
+    X_AXES = ("step", "progress", "time", "tokens", "episodes")
     AUTO_FOCUS = None
     DEFAULT_CSS = """
     CompareScreen {
@@ -63,6 +73,7 @@ class CompareScreen(ConsoleScreen):
         Binding("2", "view('recipe')", "recipe", id="compare.recipe"),
         Binding("3", "view('metrics')", "metrics", id="compare.figures"),
         Binding("right_square_bracket", "turn(1)", "next metrics", id="compare.next", key_display="]"),
+        Binding("o", "add", "add another trainer's run", id="compare.add", show=False),
         Binding("left_square_bracket", "turn(-1)", "previous metrics", id="compare.previous", show=False),
         Binding("u", "gpus", "show GPUs", id="compare.gpus", show=False),
     ]
@@ -78,7 +89,7 @@ class CompareScreen(ConsoleScreen):
         ascii_only = self.console_app.options.ascii
         yield Static("", id="error", markup=False)
         with Container(id="compare"):
-            yield ChartGrid(ascii_only=ascii_only, smoothing=self.console_app.settings.smoothing, id="grid")
+            yield ChartGrid(self.board, self.dress, ascii_only=ascii_only, id="grid")
             with Vertical(id="tables"):
                 yield FactsTable("recipe", ascii_only=ascii_only, id="recipe")
                 yield FactsTable("metrics", ascii_only=ascii_only, id="metrics")
@@ -101,13 +112,8 @@ class CompareScreen(ConsoleScreen):
             return None
         self._polled = True
         metrics = comparison.metrics()
-        names = list(zip(comparison.names, comparison.sides, strict=True))
-        overlays: list[Overlay] = []
-        for metric in metrics:
-            readers = [(name, side.reader) for name, side in names if side.reader and metric in side.reader.series]
-            overlays.append(Overlay(metric, tuple((name, reader.series[metric]) for name, reader in readers)))
         return Compared(
-            overlays=overlays,
+            names=metrics,
             recipe=recipe_rows(comparison),
             metrics=metric_rows(comparison, metrics),
             errors=comparison.errors,
@@ -117,13 +123,13 @@ class CompareScreen(ConsoleScreen):
         """Render charts and tables; only what changed is painted."""
         compared: Compared = update
         grid = self.query_one(ChartGrid)
-        grid.show_overlays(compared.overlays)
+        grid.show_overlays([self._overlay(metric) for metric in compared.names])
         names = self.comparison.names
         self.query_one("#recipe", FactsTable).show_facts(names, compared.recipe, "No recipe could be read.")
         self.query_one("#metrics", FactsTable).show_facts(names, compared.metrics)
         error = self.query_one("#error", Static)
         text = Text("\n".join(compared.errors[:3]))
-        if not compared.overlays and not compared.errors:
+        if not compared.names and not compared.errors:
             text = Text("The runs share no metrics yet; 2: recipe, 3: metrics.")
         if error.content != text:
             error.update(text)
@@ -131,6 +137,63 @@ class CompareScreen(ConsoleScreen):
         if self.focused is None:
             self._focus_view()
         self._head()
+
+    def action_add(self) -> None:
+        """Ask for another trainer's directory, and compare what it holds as well."""
+
+        def check(text: str) -> str:
+            try:
+                open_foreign(Path(text.strip()))
+            except UsageError as error:
+                return str(error)
+            return ""
+
+        def add(text: str | None) -> None:
+            if text is not None:
+                self.comparison.add(expanded(Path(text.strip())).absolute())
+                self._polled = False
+                self.set_class(len(self.comparison.sides) > 2, "-many")
+
+        question = "Directory of another trainer's run"
+        self.console_app.push_screen(AskScreen(question, placeholder="/path/to/output_dir", check=check), add)
+
+    def _overlay(self, metric: str) -> Overlay:
+        """Return a metric's curves over the x axis; runs that do not say where their steps lie on it are left out."""
+        curves: list[tuple[str, Series]] = []
+        for name, side in zip(self.comparison.names, self.comparison.sides, strict=True):
+            if side.reader and metric in side.reader.series:
+                series = self.places.over(side.reader.series[metric], side.reader)
+                curves += [(name, series)] if series is not None else []
+        return Overlay(metric, tuple(curves))
+
+    # for `ChartScreen`
+
+    def show_charts(self) -> None:
+        """Draw the charts of this page, their curves over the x axis that is chosen now."""
+        grid = self.query_one(ChartGrid)
+        grid.overlays = [self._overlay(overlay.metric) for overlay in grid.overlays]
+        grid.draw_anew()
+        self._head()
+
+    def charts_by_title(self) -> Mapping[str, str]:
+        """Return the metrics there are."""
+        return {overlay.metric: "" for overlay in self.query_one(ChartGrid).overlays}
+
+    def chart_readers(self) -> list[Reader]:
+        """Return the runs that are drawn."""
+        return [side.reader for side in self.comparison.sides if side.reader]
+
+    def go_to_chart(self, title: str) -> None:
+        """Bring a metric's chart into sight and give it the keys."""
+        if self.view != "charts":
+            self.action_view("charts")
+        self.query_one(ChartGrid).go_to(title)
+        self._head()
+
+    @property
+    def shown_name(self) -> str:
+        """The runs, for names of files."""
+        return "_".join(side.id for side in self.comparison.sides[:4])
 
     def action_view(self, view: View) -> None:
         """Bring one of the three to the front; where all are shown, give it the keys."""
@@ -162,6 +225,8 @@ class CompareScreen(ConsoleScreen):
         page, pages = self.query_one(ChartGrid).pages
         if pages > 1:
             parts.append(f"metrics {page}/{pages}")
+        if self.board_note:
+            parts.append(self.board_note)
         if count > 6:
             parts.append("colours repeat after the sixth run")
         self.set_heading(*parts)

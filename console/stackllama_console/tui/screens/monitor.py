@@ -1,6 +1,6 @@
 """The monitor: one run, live or ended, read from its files alone; of a pipeline the stage that is shown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from pathlib import Path
 from typing import ClassVar
@@ -22,6 +22,7 @@ from ...readers.protocol import Reader
 from ...readers.series import Series
 from ...request_texts import READ_ONLY
 from ...sanitise import one_line, sanitise
+from ..chart_board import shape
 from ..keymap import as_bindings
 from ..run_actions import RunActions
 from ..run_keys import run_keys
@@ -107,6 +108,7 @@ class MonitorScreen(MonitorPanels):
         &.-tiny #middle { display: none; }
         &.-tiny.-failed #state { max-height: 1; }
         &.-narrow #charts { grid-size: 1; }
+        #charts.-three { grid-size: 3; }
         #charts.-one { grid-size: 1; }
         &.-only OutcomePanel { display: none; }
         &.-only-log #middle { display: none; }
@@ -129,7 +131,6 @@ class MonitorScreen(MonitorPanels):
             acting = (binding for binding in as_bindings(self.BINDINGS) if binding.action.startswith(_OF_OWN_RUNS))
             self.refusing_keys = frozenset(binding.id or "" for binding in acting)
         self._sets: list[ChartSet] = []
-        self._page = 0
         self._keys_for: object = None
         self._series_of: object = None
         self._drawn: list[Series] = []
@@ -164,18 +165,7 @@ class MonitorScreen(MonitorPanels):
         """Say that it is being read."""
         self.set_heading(self._title)
         self.query_one("#state", TextLines).show([Text("reading …", style="dim")])
-        for chart in self.query(Chart):
-            chart.weight = self.console_app.settings.smoothing
         self._arrange()
-
-    def on_unmount(self) -> None:
-        """Persist the smoothing that was chosen last."""
-        weights = [chart.weight for chart in self.query(Chart)]
-        settings = self.console_app.settings
-        changed = next((weight for weight in weights if weight != settings.smoothing), None)
-        if changed is not None:
-            settings.smoothing = changed
-            self.console_app.remember()
 
     # reading, in a thread
 
@@ -252,8 +242,9 @@ class MonitorScreen(MonitorPanels):
         self.query_one("#state", TextLines).show(lines)
         self.query_one(GpuPanel).show(gpus)
         pages = self._pages
-        where = f"charts {self._page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
-        self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note, where)
+        where = f"charts {self.board.page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
+        stage = str(watched.source.stage or "another trainer")
+        self.set_heading(watched.source.title, stage, watched.note, where, self.board_note)
         keys_for = self._working_keys(), pages > 1 or watched.shows_result, watched.fix
         if keys_for != self._keys_for:
             self._keys_for = keys_for
@@ -303,23 +294,23 @@ class MonitorScreen(MonitorPanels):
             shown |= own & {"samples"}
         return (own - _OF_STAGE) | (shown & _OF_STAGE)
 
-    def _show_charts(self) -> None:
+    def show_charts(self) -> None:
+        """Draw the charts of this page."""
         reader = self.watched.reader
         self.set_class(self.watched.shows_result, "-result")
         self.query_one("#result", TextLines).show([sanitise(line).expandtabs() for line in self.watched.result])
         self._sets = charts_for(reader.stage, reader.series, bool(reader.memory))
-        pages = self._pages
-        self._page = min(self._page, pages - 1)
-        shown = self._sets[self._page * self._per_page :][: self._per_page]
-        drawn = [curve.series for chosen in shown for curve in _curves(reader, chosen)]
+        by_title = {chart_set.title: chart_set for chart_set in self._sets}
+        shown = [by_title[title] for title in self.board.arrange(self.charts_by_title(), self._per_page)]
+        curves = [self._curves(chosen) for chosen in shown]
+        drawn = [curve.series for several in curves for curve in several]
         same = len(drawn) == len(self._drawn) and all(map(is_, drawn, self._drawn))  # some begin anew under their name
         changed = shown != self._shown_sets or self._series_of is not reader or not same
         self._shown_sets, self._series_of, self._drawn = shown, reader, drawn
-        for index in range(CHARTS):
-            chart = self.query_one(f"#chart-{index}", Chart)
+        for index, chart in enumerate(self._charts(len(shown))):
             chart.display = index < max(1, len(shown)) and (self._only not in range(CHARTS) or self._only == index)
             if changed and index < len(shown):
-                self._fill(chart, shown[index])
+                self._fill(chart, shown[index], curves[index])
             elif changed:
                 chart.title = "no metrics yet" if index == 0 else ""
                 chart.set_curves([])
@@ -327,23 +318,43 @@ class MonitorScreen(MonitorPanels):
                 chart.update()
         self.set_class(bool(shown), "-curves")
         grid = self.query_one("#charts", Grid)
-        grid.set_class(self._only in range(CHARTS) or len(shown) <= 1, "-one")
+        alone = self._only in range(CHARTS)
+        grid.set_class(alone or len(shown) <= 1, "-one")
+        grid.set_class(not alone and len(shown) > 2 and self._grid[0] == 3, "-three")
 
-    def _fill(self, chart: Chart, chart_set: ChartSet) -> None:
-        reader = self.watched.reader
+    def _charts(self, count: int) -> list[Chart]:
+        """Return the charts, with those of a larger page added where they are wanted for the first time."""
+        charts = list(self.query(Chart))
+        ascii_only = self.console_app.options.ascii
+        more = [Chart("", id=f"chart-{index}", ascii=ascii_only) for index in range(len(charts), count)]
+        if more:
+            self.query_one("#charts", Grid).mount_all(more)
+        return charts + more
+
+    def _fill(self, chart: Chart, chart_set: ChartSet, curves: Sequence[Curve]) -> None:
         chart.title, chart.unit = one_line(chart_set.title), chart_set.unit
-        chart.set_curves(_curves(reader, chart_set))
+        chart.set_curves(curves, look=self.dress(chart, chart_set.title))
         chart.set_reference("predicted", self.watched.predicted if chart_set.title == MEMORY else None)
 
     # sizes
 
     @property
+    def _grid(self) -> tuple[int, int]:
+        """Columns and rows of charts."""
+        width, height = self.size
+        if self.has_class("-narrow"):
+            return 1, 1
+        beside, below = 46 if self.has_class("-wide") else 2, 17 if self.has_class("-tall") else 13
+        return shape(width - beside, height - below, (2, 2 if width >= 100 and height >= 28 else 1))
+
+    @property
     def _per_page(self) -> int:
-        return 1 if self.has_class("-narrow") else 4 if self.size.width >= 100 and self.size.height >= 28 else 2
+        columns, rows = self._grid
+        return columns * rows
 
     @property
     def _pages(self) -> int:
-        return max(1, -(-len(self._sets) // self._per_page))
+        return self.board.pages
 
     def on_resize(self, event: events.Resize) -> None:
         """Arrange for the new size."""
@@ -357,7 +368,7 @@ class MonitorScreen(MonitorPanels):
         self.set_class(height < 18, "-low")
         self.set_class(height < 10, "-tiny")
         if self._watched is not None and self._series_of is not None:
-            self.call_after_refresh(self._show_charts)
+            self.call_after_refresh(self.show_charts)
             self.call_after_refresh(self._focus_panel)
         self.call_after_refresh(self._wrap_again)
 
@@ -383,11 +394,9 @@ class MonitorScreen(MonitorPanels):
         if self._hides_charts:
             self.say("1 to 4: show a chart of this run")
             return
-        pages = self._pages
-        self._page = (self._page + direction) % pages
+        self.board.turn(direction)
         if self._watched:
-            self._show_charts()
-            self._wrap_again()
+            self.redraw_charts()
 
     def action_child(self, direction: int) -> None:
         """Switch to another stage of a pipeline."""
@@ -399,7 +408,7 @@ class MonitorScreen(MonitorPanels):
         current = pipeline.chosen or (pipeline.at_work.name if pipeline.at_work else names[-1])
         position = names.index(current) if current in names else 0
         pipeline.chosen = names[(position + direction) % len(names)]
-        self._page = 0
+        self.board.page = 0
 
     def action_fix(self) -> None:
         """Open a copy in the launch form, with the change that the cause advises."""
@@ -424,7 +433,7 @@ class MonitorScreen(MonitorPanels):
         for chart_set in self._sets:
             chart = Chart(chart_set.title)
             chart.unit = chart_set.unit
-            chart.set_curves(_curves(reader, chart_set))
+            chart.set_curves([Curve(label, series) for label, series in curves_of(chart_set, reader)])
             parts.append(f"{chart_set.title}\n{chart.summary()}")
         if self.watched.shows_result:
             parts.append("\n".join(line.expandtabs() for line in self.watched.result))
@@ -451,7 +460,37 @@ class MonitorScreen(MonitorPanels):
         else:
             getattr(self.actions, what)(run.id)
 
+    # for `ChartScreen`
 
-def _curves(reader: Reader, chosen: ChartSet) -> list[Curve]:
-    """Return the curves of one chart of the set."""
-    return [Curve(label, series) for label, series in curves_of(chosen, reader)]
+    def charts_by_title(self) -> Mapping[str, str]:
+        """Return the title of every chart there is, and the names of its metrics."""
+        return {chart_set.title: " ".join(name for name, _ in chart_set.metrics) for chart_set in self._sets}
+
+    def chart_readers(self) -> list[Reader]:
+        """Return the run that is drawn."""
+        return [self._watched.reader] if self._watched else []
+
+    def go_to_chart(self, title: str) -> None:
+        """Bring a chart into sight and give it the keys."""
+        self.board.show(title, self._per_page)
+        self.redraw_charts()
+        for chart in self.query(Chart):
+            if chart.title == one_line(title) and chart.display:
+                chart.focus()
+
+    def redraw_charts(self) -> None:
+        """Draw all charts anew, and say which they are."""
+        self._shown_sets = []
+        self.show_charts()
+        self._wrap_again()
+
+    @property
+    def shown_name(self) -> str:
+        """The run, for names of files."""
+        return self._watched.reader.title if self._watched else self._title
+
+    def _curves(self, chosen: ChartSet) -> list[Curve]:
+        """Return the curves of one chart over the x axis; those of metrics without a place on it are left out."""
+        reader = self.watched.reader
+        over = [(label, self.places.over(series, reader)) for label, series in curves_of(chosen, reader)]
+        return [Curve(label, series) for label, series in over if series is not None]

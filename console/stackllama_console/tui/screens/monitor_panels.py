@@ -5,7 +5,7 @@ from abc import abstractmethod
 from rich.text import Text
 
 from ...readers.chart_sets import ChartSet
-from ..screen import ConsoleScreen
+from ..chart_screen import ChartScreen
 from ..watched import Watched
 from ..widgets.log_panel import LogPanel
 from ..widgets.outcome import outcome_lines
@@ -17,7 +17,7 @@ CHARTS = 4
 _LOG, _METRICS = CHARTS, CHARTS + 1  # panels, counted on from the charts
 
 
-class MonitorPanels(ConsoleScreen):
+class MonitorPanels(ChartScreen):
     """The part of the monitor that arranges its panels."""
 
     def __init__(self) -> None:
@@ -39,10 +39,6 @@ class MonitorPanels(ConsoleScreen):
     def _pages(self) -> int:
         """Pages of charts."""
 
-    @abstractmethod
-    def _show_charts(self) -> None:
-        """Render the charts, or the result in their place."""
-
     @property
     def _hides_charts(self) -> bool:
         """Whether the charts give their place to the log."""
@@ -60,7 +56,7 @@ class MonitorPanels(ConsoleScreen):
         if self.has_class("-failed") and "-failed" not in before:
             self.set_focus(None)  # the cause takes it where it is long, not a chart
         if watched is not None:
-            self._show_charts()
+            self.show_charts()
             self._show_side()
         if self.classes != before:
             self.call_after_refresh(self._focus_panel)

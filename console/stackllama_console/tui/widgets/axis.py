@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal
 
 from msgspec import Struct
 
-from ...units import number
+from stackllama_engine.contract.metrics import Unit
 
-Unit = Literal["number", "bytes"]
+from ...units import exponent, number, trimmed
+
 Tick = tuple[float, str]
 """Position in data units, label."""
 
@@ -125,39 +125,17 @@ def step_label(value: float, step: float = 1.0) -> str:
     for size, name in _STEPPED:
         places = _places(step / size, 9)
         if size <= abs(value) < size * 1e5 and places <= (1 if size == 1e3 else 2):
-            return _trimmed(f"{value / size:.{places}f}") + name
-    return _trimmed(f"{value:.2f}") if abs(value) < 1e8 else short(value)
-
-
-def short(value: float) -> str:
-    """Return a value in at most eight characters: as `units.number` where short enough, millions as ``1.235M``."""
-    for size, name in _STEPPED[:2]:
-        if size <= abs(value) < 1e15:
-            return f"{value / size:.4g}{name}" if abs(value) < size * 1e4 else f"{value / size:.0f}{name}"
-    if 1e4 <= abs(value) < 1e6:
-        return f"{value:.0f}"
-    text = number(value)
-    if "e" not in text and len(text) <= LABEL:
-        return text
-    return next(text for digits in (3, 2, 1, 0) if len(text := _exponent(value, digits)) <= LABEL)
-
-
-def _trimmed(text: str) -> str:
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _exponent(value: float, digits: int) -> str:
-    mantissa, _, power = f"{value:.{digits}e}".partition("e")
-    return f"{_trimmed(mantissa)}e{int(power)}"
+            return trimmed(f"{value / size:.{places}f}") + name
+    return trimmed(f"{value:,.2f}") if abs(value) < 1e8 else number(value)
 
 
 def _bytes_label(value: float, places: int, name: str) -> str:
     texts = (f"{value:.{count}f} {name}" for count in range(places, -1, -1))
-    return next((text for text in texts if len(text) <= LABEL), short(value))
+    return next((text for text in texts if len(text) <= LABEL), number(value))
 
 
 def _log_label(value: float) -> str:
-    return step_label(value, value) if 1e4 <= value < 1e15 else short(value)
+    return step_label(value, value) if 1e4 <= value < 1e15 else number(value)
 
 
 def _labels(values: list[float], step: float) -> list[str]:
@@ -165,15 +143,15 @@ def _labels(values: list[float], step: float) -> list[str]:
     most = max(map(abs, values), default=0.0)
     if most and (most < 1e-3 or most >= 1e15):
         digits = min(3, max(0, math.floor(math.log10(most)) - math.floor(math.log10(step) + 1e-9)))
-        return ["0" if value == 0 else _fitting(_exponent(value, digits), value) for value in values]
+        return ["0" if value == 0 else _fitting(exponent(value, digits), value) for value in values]
     fitting = ((size, name) for size, name in _STEPPED if most >= (1e4 if size == 1e3 else size))
     size, name = next(fitting, (1.0, ""))
     places = _places(step / size, 6)
-    return [_fitting("0" if value == 0 and name else f"{value / size:.{places}f}{name}", value) for value in values]
+    return [_fitting("0" if value == 0 and name else f"{value / size:,.{places}f}{name}", value) for value in values]
 
 
 def _fitting(text: str, value: float) -> str:
-    return text if len(text) <= LABEL else short(value)
+    return text if len(text) <= LABEL else number(value)
 
 
 def _places(step: float, most: int) -> int:

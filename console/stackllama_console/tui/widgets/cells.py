@@ -6,6 +6,7 @@ from rich.style import Style
 from textual.strip import Strip
 
 ELLIPSIS = "…"
+_LEAST_MIDDLE = 6
 Piece = tuple[str, Style]
 
 
@@ -21,6 +22,16 @@ def cut(text: str, width: int, *, keep_end: bool = False, ellipsis: str = ELLIPS
     while cell_len(tail) > width - 1:
         tail = tail[1:]
     return ellipsis + tail
+
+
+def cut_middle(text: str, width: int, *, ellipsis: str = ELLIPSIS) -> str:
+    """Return the text in at most ``width`` cells, cut in its middle: of names that begin alike, the ends differ."""
+    if cell_len(text) <= width:
+        return text
+    if width < _LEAST_MIDDLE:
+        return cut(text, width, ellipsis=ellipsis)
+    tail = cut(text, width * 3 // 5, keep_end=True, ellipsis=ellipsis)
+    return set_cell_size(text, width - cell_len(tail)) + tail
 
 
 def fit(text: str, width: int, *, ellipsis: str = ELLIPSIS) -> str:

@@ -15,20 +15,25 @@ from typing import ClassVar
 from rich.segment import Segment
 from textual.binding import Binding, BindingType
 from textual.geometry import Region
+from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from stackllama_engine.contract.metrics import Unit
+
+from ...readers.x_axes import XAxis
 from ...sanitise import one_line
-from .axis import Axis, Unit
+from .axis import Axis, value_ticks
 from .chart_line import COMPONENTS, Line
-from .chart_picture import Curve, Picture
+from .chart_look import SMOOTHING, Look
+from .chart_picture import Curve, Drawn, Picture
 from .chart_rows import draw
 from .chart_summary import summarise
 from .chart_view import Span, View
+from .x_scale import x_ticks
 
 __all__ = ["SMOOTHING", "Chart", "Curve"]
 
-SMOOTHING = (0.0, 0.6, 0.9, 0.97)
 _FARTHEST = 1e15  # no run takes more steps; a damaged file may claim to
 
 
@@ -70,7 +75,24 @@ class Chart(Widget, can_focus=True):
         Binding("home", "end(-1)", "pan to start", id="chart.home", show=False),
         Binding("end", "end(1)", "pan to newest", id="chart.end", show=False),
         Binding("c", "cursor", "cursor", id="chart.cursor", show=False, tooltip="Read values at a cursor"),
+        Binding("Y", "ask('log')", "log axis of all charts", id="chart.log_all", show=False),
+        Binding("S", "ask('smooth')", "smoothing of all charts", id="chart.smooth_all", show=False),
+        Binding("X", "ask('x')", "x axis", id="chart.x", show=False, tooltip="x axis: step, time, tokens, episodes"),
+        Binding("asterisk", "ask('pin')", "pin", id="chart.pin", key_display="*", show=False, tooltip="Keep in sight"),
+        Binding("E", "ask('export')", "export", id="chart.export", show=False, tooltip="Charts in sight as CSV, SVG"),
     ]
+
+    class Asked(Message):
+        """A key for all charts of the screen, or for where this one is, was pressed.
+
+        Attributes:
+            chart: that has the keys.
+            what: ``log``, ``smooth``, ``x``, ``pin`` or ``export``.
+        """
+
+        def __init__(self, chart: "Chart", what: str) -> None:
+            super().__init__()
+            self.chart, self.what = chart, what
 
     def __init__(
         self, title: str, *, id: str | None = None, ascii: bool = False, unit: Unit = "number"
@@ -79,9 +101,9 @@ class Chart(Widget, can_focus=True):
         self.title = one_line(title)
         self.ascii_only = ascii
         self.unit: Unit = unit
-        self.view = View()
-        self.log_axis = False
-        self.weight = SMOOTHING[0]
+        self.look = Look()
+        self.x: XAxis = "step"
+        self.pinned = False
         self._curves: list[Curve] = []
         self._reference: tuple[str, float] | None = None
         self._axis: Axis | None = None
@@ -99,16 +121,34 @@ class Chart(Widget, can_focus=True):
         """The rows as text, as last drawn."""
         return tuple("".join(line.cells) for line in self._rows)
 
-    def set_curves(self, curves: Sequence[Curve], *, reference: tuple[str, float] | None = None) -> None:
+    @property
+    def view(self) -> View:
+        """Window and cursor."""
+        return self.look.view
+
+    @property
+    def weight(self) -> float:
+        """Weight of the moving average."""
+        return self.look.weight
+
+    @property
+    def log_axis(self) -> bool:
+        """Whether the value axis is logarithmic."""
+        return self.look.log
+
+    def set_curves(
+        self, curves: Sequence[Curve], *, reference: tuple[str, float] | None = None, look: Look | None = None
+    ) -> None:
         """Show these curves, in this order; the first is drawn in front.
 
         The value axis is chosen anew, and the line of the curves before goes with them; ``reference`` is as in
-        `set_reference`.
+        `set_reference`. ``look`` is the metric's own; without it the chart's stays.
 
         Raises:
             ValueError: the reference is not finite.
         """
         self._reference = _checked(reference)
+        self.look = look or self.look
         self._curves = [Curve(one_line(curve.label), curve.series) for curve in curves]
         self._axis = None
         self.update(force=True)
@@ -148,6 +188,25 @@ class Chart(Widget, can_focus=True):
             self.refresh(*regions)
         return bool(regions)
 
+    def drawn(self) -> Drawn | None:
+        """Return what is in sight, for an export; None where nothing can be drawn."""
+        span = self._span()
+        if span is None or self._axis is None:
+            return None
+        start, stop = self.view.window(span)
+        return Drawn(
+            title=self.title,
+            x=self.x,
+            window=(start, stop),
+            low=self._axis.low,
+            high=self._axis.high,
+            log=self._axis.log,
+            weight=self.weight,
+            curves=[(curve.label, curve.series) for curve in self._curves],
+            x_ticks=x_ticks(start, stop, 80, self.x),
+            value_ticks=value_ticks(self._axis, 15, unit=self.unit),
+        )
+
     def summary(self) -> str:
         """Return the curves in words, one line each."""
         return summarise(self._curves, self.unit) or "no data yet"
@@ -178,6 +237,8 @@ class Chart(Widget, can_focus=True):
             whole=self.view.width is None,
             focused=self.has_focus,
             ascii_only=self.ascii_only,
+            x=self.x,
+            pinned=self.pinned,
         )
         rows, self._axis = draw(picture, width, height, self._axis)
         return rows
@@ -195,14 +256,18 @@ class Chart(Widget, can_focus=True):
         super().watch_has_focus(has_focus)
         self.update(force=True)
 
+    def action_ask(self, what: str) -> None:
+        """Leave it to the screen."""
+        self.post_message(self.Asked(self, what))
+
     def action_log(self) -> None:
         """Switch between logarithmic and linear value axis."""
-        self.log_axis = not self.log_axis
+        self.look.log = not self.look.log
         self.update(force=True)
 
     def action_smooth(self) -> None:
         """Choose the next weight of the moving average."""
-        self.weight = SMOOTHING[(SMOOTHING.index(self.weight) + 1) % len(SMOOTHING)]
+        self.look.smooth()
         self.update(force=True)
 
     def action_zoom(self, factor: float) -> None:

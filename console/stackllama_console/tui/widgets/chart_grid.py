@@ -1,6 +1,6 @@
 """A grid of as many charts as there is room for, one per metric, a page at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 from textual import events
@@ -8,9 +8,12 @@ from textual.app import ComposeResult
 from textual.containers import Container
 
 from ...readers.series import Series
-from ..widgets.chart import SMOOTHING, Chart, Curve
+from ..chart_board import Board
+from ..widgets.chart import Chart, Curve
+from ..widgets.chart_look import Look
 
-_MOST = 6
+_MOST = 9
+_COLUMNS = 3
 _LEAST_WIDTH = 52
 _LEAST_HEIGHT = 10
 
@@ -30,14 +33,14 @@ class ChartGrid(Container):
     ChartGrid > Chart.hidden { display: none; }
     """
 
-    def __init__(self, *, ascii_only: bool = False, smoothing: float = 0.0, id: str | None = None) -> None:
+    def __init__(
+        self, board: Board, dress: Callable[[Chart, str], Look], *, ascii_only: bool = False, id: str | None = None
+    ) -> None:
         super().__init__(id=id)
         self.overlays: Sequence[Overlay] = ()
-        self.first = 0
-        """Index of the first metric of the page."""
+        self._board = board
+        self._dress = dress
         self._charts = [Chart("", ascii=ascii_only) for _ in range(_MOST)]
-        for chart in self._charts:
-            chart.weight = smoothing if smoothing in SMOOTHING else SMOOTHING[0]
         self._fits = 1
         self._shown: list[Overlay] = []
 
@@ -55,20 +58,30 @@ class ChartGrid(Container):
     @property
     def pages(self) -> tuple[int, int]:
         """Number of this page, from 1, and of all pages."""
-        return self.first // self._fits + 1, max(1, -(-len(self.overlays) // self._fits))
+        return self._board.page + 1, self._board.pages
 
     def show_overlays(self, overlays: Sequence[Overlay]) -> None:
         """Show these metrics, the page staying where it is; charts whose series grew paint what changed."""
         self.overlays = overlays
         self._fill()
 
+    def draw_anew(self) -> None:
+        """Draw all charts, also those whose series are the same."""
+        self._shown = []
+        self._fill()
+
     def turn(self, pages: int) -> None:
         """Turn pages, round at the ends."""
-        count = self.pages[1]
-        self.first = (self.first // self._fits + pages) % count * self._fits
-        for chart in self._charts:
-            chart.view.reset()
+        self._board.turn(pages)
         self._fill()
+
+    def go_to(self, metric: str) -> None:
+        """Bring a metric's chart into sight and give it the keys."""
+        self._board.show(metric, self._fits)
+        self._fill()
+        for chart, overlay in zip(self._charts, self._shown, strict=False):
+            if overlay.metric == metric:
+                chart.focus()
 
     def focus_first(self) -> None:
         """Give the first chart the keys, unless one of them has them."""
@@ -77,16 +90,15 @@ class ChartGrid(Container):
 
     def on_resize(self, event: events.Resize) -> None:
         """Show more or fewer charts."""
-        columns = max(1, min(2, event.size.width // _LEAST_WIDTH))
+        columns = max(1, min(_COLUMNS, event.size.width // _LEAST_WIDTH))
         rows = max(1, min(_MOST // columns, event.size.height // _LEAST_HEIGHT))
         self.styles.grid_size_columns = columns
         self._fits = columns * rows
-        self.first = self.first // self._fits * self._fits
         self._fill()
 
     def _fill(self) -> None:
-        self.first = min(self.first, max(0, (len(self.overlays) - 1) // self._fits * self._fits))
-        page = list(self.overlays[self.first : self.first + self._fits])
+        by_metric = {overlay.metric: overlay for overlay in self.overlays}
+        page = [by_metric[metric] for metric in self._board.arrange({name: "" for name in by_metric}, self._fits)]
         before, self._shown = self._shown, page
         for index, chart in enumerate(self._charts):
             overlay = page[index] if index < len(page) else None
@@ -97,7 +109,8 @@ class ChartGrid(Container):
                 chart.update()
                 continue
             chart.title = overlay.metric
-            chart.set_curves([Curve(label, series) for label, series in overlay.curves])
+            curves = [Curve(label, series) for label, series in overlay.curves]
+            chart.set_curves(curves, look=self._dress(chart, overlay.metric))
 
 
 def _same(before: Overlay, after: Overlay) -> bool:

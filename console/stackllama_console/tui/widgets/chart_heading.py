@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from .axis import step_label
 from .chart_legend import Entry, entries_of, in_full, squeezed, write
 from .chart_line import Line, Part, fitted
 from .chart_picture import SIGNS, Picture
+from .x_scale import x_label, x_short
 
 _LEGEND_FROM = 8
 """Rows of the chart from which on the legend may have a row of its own."""
@@ -57,8 +57,7 @@ def flags_of(picture: Picture, below_zero: bool) -> list[Flag]:
     """Return the flags in the order in which they are shown."""
     flags: list[Flag] = []
     if picture.cursor is not None:
-        step = step_label(picture.cursor)
-        flags.append(Flag(f"at step {step}", f"@{step}"))
+        flags.append(Flag(f"at {x_label(picture.cursor, picture.x)}", f"@{x_short(picture.cursor, picture.x)}"))
     gaps = sum(len(curve.series.gaps) for curve in picture.curves)
     if gaps:
         flags.append(Flag(f"! {gaps} not finite", f"!{gaps}"))
@@ -67,6 +66,10 @@ def flags_of(picture: Picture, below_zero: bool) -> list[Flag]:
     if picture.log:
         least = "log<=0" if picture.ascii_only else "log≤0"
         flags.append(Flag("log, 0 and less at the bottom", least) if below_zero else Flag("log", "log"))
+    if picture.x != "step":
+        flags.append(Flag(f"by {picture.x}", picture.x))
+    if picture.pinned:
+        flags.append(Flag("pinned", "*"))
     if not picture.whole:
         flags.append(Flag("zoom", "zoom") if picture.following else Flag("zoom, held", "held"))
     return flags

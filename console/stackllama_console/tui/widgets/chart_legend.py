@@ -9,13 +9,15 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 from ...readers.series import Series
+from ...units import number
 from .canvas import ASCII_MARKS, CURVES, MARKS
+from .cells import cut_middle
 from .chart_line import Line, Part, fitted, to_cells
-from .chart_picture import SIGNS, Picture, figure
+from .chart_picture import SIGNS, Picture
 
-_DIGITS = {None: 8, 3: 6, 2: 5}
+_DIGITS = {4: 8, 3: 6, 2: 5}
 """Significant digits and the cells that such a value mostly needs, kept free so that the rest stays put."""
-_FEWEST = 2
+_MOST, _FEWEST = 4, 2
 _LEAST_LABEL = 4
 _MORE = 3  # cells of "+3"
 
@@ -25,7 +27,7 @@ class Entry(Struct, frozen=True):
 
     sign: str
     label: str
-    values: dict[int | None, str]
+    values: dict[int, str]
     """By significant digits."""
     owner: int
 
@@ -57,23 +59,23 @@ def entries_of(picture: Picture) -> list[Entry]:
     """Return the legend's entries; a single curve has no mark, and no label where the title says it."""
     several = len(picture.curves) > 1
     entries: list[Entry] = []
+    largest = picture.largest
     for index, curve in enumerate(picture.curves):
         owner = index % CURVES + 1
         sign = (ASCII_MARKS if picture.ascii_only else MARKS)[owner - 1] + " " if several else ""
         label = curve.label if several or curve.label != picture.title else ""
-        values = {digits: _value_at(picture, curve.series, digits) for digits in _DIGITS}
+        values = _in_digits(picture, _value_at(picture, curve.series), largest)
         entries.append(Entry(sign, label, values, owner))
     if picture.reference is not None:
         sign = SIGNS["ascii" if picture.ascii_only else "up"][8] * 2 + " "
         label, value = picture.reference
-        values = {digits: figure(value, picture.unit, digits) for digits in _DIGITS}
-        entries.append(Entry(sign, label, values, Part.REFERENCE))
+        entries.append(Entry(sign, label, _in_digits(picture, value, largest), Part.REFERENCE))
     return entries
 
 
 def in_full(entries: Sequence[Entry], width: int, most: int) -> Rows | None:
     """Return a legend on as few rows as will do, nothing shortened; None where that is more than ``most``."""
-    return _wrapped(_items(entries, [to_cells(entry.label) for entry in entries], None, _DIGITS[None]), width, most)
+    return _wrapped(_items(entries, [to_cells(entry.label) for entry in entries], _MOST, _DIGITS[_MOST]), width, most)
 
 
 def squeezed(entries: Sequence[Entry], width: int, most: int, *, ascii_only: bool) -> Rows:
@@ -94,10 +96,16 @@ def squeezed(entries: Sequence[Entry], width: int, most: int, *, ascii_only: boo
 
 
 def shortened(labels: Sequence[str], cells: int, *, ascii_only: bool) -> list[list[str]] | None:
-    """Return the labels in so many cells each; their ends where the heads are alike. None: not told apart."""
+    """Return the labels in so many cells each: cut in the middle, or their ends, where their heads are alike.
+
+    None: not told apart.
+    """
     heads = [fitted(label, cells, ascii_only=ascii_only) for label in labels]
     if _told_apart(labels, heads):
         return heads
+    middles = [to_cells(cut_middle(label, cells, ellipsis="~" if ascii_only else "…")) for label in labels]
+    if _told_apart(labels, middles):
+        return middles
     alike = next((i for i, signs in enumerate(zip(*labels, strict=False)) if len(set(signs)) > 1), 0)
     start = min(alike, max(map(len, labels)) - cells + 1)
     tails = [("~" if ascii_only else "…") + label[start:] for label in labels]
@@ -119,7 +127,7 @@ def _told_apart(labels: Sequence[str], cut: Iterable[list[str]]) -> bool:
     return len({"".join(cells) for cells in cut}) == len(set(labels))
 
 
-def _items(entries: Sequence[Entry], labels: Sequence[list[str]], digits: int | None, kept: int) -> list[Item]:
+def _items(entries: Sequence[Entry], labels: Sequence[list[str]], digits: int, kept: int) -> list[Item]:
     """Return the items, each value in at least ``kept`` cells."""
     return [
         Item(entry.sign, label, entry.values[digits].ljust(kept), entry.owner)
@@ -159,13 +167,20 @@ def _the_first(entries: Sequence[Entry], width: int, most: int, *, ascii_only: b
     return []
 
 
-def _value_at(picture: Picture, series: Series, digits: int | None) -> str:
+def _in_digits(picture: Picture, value: float | str, largest: float) -> dict[int, str]:
+    """Return a value by significant digits; words are the same in all."""
+    if isinstance(value, str):
+        return dict.fromkeys(_DIGITS, value)
+    return {digits: number(value, picture.unit, beside=largest, digits=digits) for digits in _DIGITS}
+
+
+def _value_at(picture: Picture, series: Series) -> float | str:
     """Return the newest value, or the one at the cursor: a dash where the curve has none near it, nan in a gap."""
     shown = series.smoothed(picture.weight)
     if picture.cursor is None or picture.window is None:
-        return "-" if shown.last is None else figure(shown.last, picture.unit, digits)
+        return "-" if (last := shown.last) is None else last
     reach = (picture.window[1] - picture.window[0]) / 100
     near = shown.nearest(picture.cursor)
     if near is None or abs(near[0] - picture.cursor) > reach:
         return "nan" if any(series.gap_columns(picture.cursor - reach, picture.cursor + reach, 1)) else "-"
-    return figure(near[1], picture.unit, digits)
+    return near[1]

@@ -1,10 +1,14 @@
 """The content of a chart: curves and everything else its appearance depends on besides its size."""
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
+from stackllama_engine.contract.metrics import Unit
+
 from ...readers.series import Series
-from ...units import size
-from .axis import Unit, short
+from ...readers.x_axes import XAxis
+from .axis import Tick
 
 SIGNS = {"up": "│┤└─┬╌▸·┄", "ascii": "|++-+->|-"}
 """Value axis, its ticks, corner, step axis, its ticks, (unused), focus, between flags, reference; plain ones."""
@@ -34,13 +38,40 @@ class Picture(Struct, kw_only=True):
     whole: bool = True
     focused: bool = False
     ascii_only: bool = False
+    x: XAxis = "step"
+    pinned: bool = False
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude in the window, beside which noise counts as 0; 0 on a log axis, which shows all."""
+        if self.window is None or self.log:
+            return 0.0
+        spans = [curve.series.columns(*self.window, 1)[0] for curve in self.curves]
+        return max((abs(end) for span in spans if span for end in span), default=0.0)
 
 
-def figure(value: float, unit: Unit, digits: int | None = None) -> str:
-    """Return a value as the legend shows it, in so many significant digits at most where it is a plain number."""
-    if unit == "bytes":
-        return size(value)
-    return short(value if digits is None else float(f"{value:.{digits}g}"))
+class Drawn(Struct, frozen=True, kw_only=True):
+    """A chart as it is in sight.
+
+    Attributes:
+        x: what the x axis is.
+        window: its first and last place.
+        low: of the value axis; ``high`` likewise.
+        log: whether that is logarithmic.
+        weight: of the moving average that is drawn; 0: none.
+        curves: (label, series) each.
+    """
+
+    title: str
+    x: str
+    window: tuple[float, float]
+    low: float
+    high: float
+    log: bool
+    weight: float
+    curves: Sequence[tuple[str, Series]]
+    x_ticks: Sequence[Tick]
+    value_ticks: Sequence[Tick]
 
 
 def none_finite(count: int) -> str:

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from ...readers.series import Series
-from .axis import Axis, Tick, log_axis, step_ticks, value_axis, value_ticks
+from .axis import Axis, Tick, log_axis, value_axis, value_ticks
 from .canvas import BAND, CURVES, REFERENCE, Canvas
 from .canvas import Span as Dots
 from .chart_heading import heading
 from .chart_line import Line, Part, fitted
 from .chart_picture import SIGNS, Curve, Picture, none_finite
+from .x_scale import x_ticks
 
 __all__ = ["Curve", "Picture", "draw", "fit_axis"]
 
@@ -248,7 +249,7 @@ def _step_scale(picture: Picture, rows: list[Line], plot: Plot) -> None:
     if plot.left:
         line.put(plot.left - 1, signs[2], Part.AXIS)
     free = 0
-    for step, label in step_ticks(plot.start, plot.stop, plot.width):
+    for step, label in x_ticks(plot.start, plot.stop, plot.width, picture.x):
         column = plot.left + plot.column(step)
         line.put(column, signs[4], Part.AXIS)
         start = min(max(0, column - len(label) // 2), len(labels.cells) - len(label))

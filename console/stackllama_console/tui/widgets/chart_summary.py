@@ -3,10 +3,13 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from stackllama_engine.contract.metrics import Unit
+
 from ...readers.series import Series
 from ...sanitise import one_line
-from .axis import Unit, step_label
-from .chart_picture import Curve, figure, none_finite
+from ...units import quantity
+from .axis import step_label
+from .chart_picture import Curve, none_finite
 
 _FLAT = 0.02
 _HALVES = 10  # points from which on halves are compared; with fewer, the last with the first
@@ -73,10 +76,11 @@ def _words(series: Series, unit: Unit) -> str:
     if not values or span is None or point is None:
         return none_finite(len(series.gaps)) if gaps else "no data yet"
     if len(values) == 1:
-        return f"one point, {figure(values[0], unit)} at step {step_label(point[0])}{gaps}"
+        return f"one point, {quantity(values[0], unit)} at step {step_label(point[0])}{gaps}"
     summary = {"first": values[0], "last": values[-1], "min": min(values), "max": max(values)}
     if len(values) >= _TENTH:
         summary["mean of the last tenth"] = _mean(values[-(len(values) // 10) :])
-    text = ", ".join(f"{name} {figure(value, unit)}" for name, value in summary.items())
+    beside = max(abs(summary["min"]), abs(summary["max"]))
+    text = ", ".join(f"{name} {quantity(value, unit, beside=beside)}" for name, value in summary.items())
     steps = f"steps {step_label(span[0])} to {step_label(span[1])}"
-    return f"{text}, {trend(values)}{gaps}; {steps}, {len(values)} points"
+    return f"{text}, {trend(values)}{gaps}; {steps}, {len(values):,} points"

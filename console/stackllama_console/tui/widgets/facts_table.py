@@ -14,7 +14,7 @@ from textual.strip import Strip
 
 from ...readers.comparison_rows import FactRow
 from .canvas import ASCII_MARKS, CURVES, MARKS
-from .cells import cut, fit, strip_of
+from .cells import cut, cut_middle, fit, strip_of
 
 _LEAST = 14  # cells of a run's column
 _MOST_LINES = 4  # of one value
@@ -179,7 +179,7 @@ class FactsTable(ScrollView, can_focus=True, inherit_bindings=False):
             pieces += [(" " * _GAP, "heading"), (f"{self._marks[index % CURVES]} ", f"curve-{index % CURVES + 1}")]
             more = "›" if index == columns.stop - 1 < len(self.names) - 1 else ""
             more = f"‹{more}" if index == columns.first > 0 else more
-            name = cut(self.names[index], columns.run - 2 - len(more))
+            name = cut_middle(self.names[index], columns.run - 2 - len(more))
             pieces.append((fit(name + (f" {more}" if more else ""), columns.run - 2), "heading"))
         return pieces
 

@@ -7,6 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from stackllama_engine.contract.children import CHILDREN
+from stackllama_engine.contract.metrics import unit_of
 
 from ...readers.chart_sets import labels_for
 from ...readers.pipeline_reader import PipelineReader
@@ -31,9 +32,10 @@ def metric_lines(reader: Reader, evaluation: str = "") -> list[Text]:
         lines = [*(Text(part, style="dim") for part in parts), *lines]
     for name, label in names:
         first, last = history.first.get(name), history.last[name]
+        unit, beside = unit_of(reader.stage, name), max(abs(first or 0.0), abs(last or 0.0))
         line = Text(f"{cut(one_line(label), _LABEL):{_LABEL}} ")
-        line.append(f"{number(first):>9} ", style="dim")
-        line.append(f"{number(last):>9}", style="bold" if last is not None else "bold reverse")
+        line.append(f"{number(first, unit, beside=beside):>9} ", style="dim")
+        line.append(f"{number(last, unit, beside=beside):>9}", style="bold" if last is not None else "bold reverse")
         lines.append(line)
     return lines
 

@@ -8,7 +8,7 @@ from stackllama_engine.contract.stages import Stage
 from ...readers.samples import Pair, Sample
 from ...readers.samples_browser import Listing
 from ...sanitise import one_line
-from ...units import number
+from ...units import fixed
 from .cells import cut, fit
 from .row_list import Pieces
 
@@ -86,7 +86,7 @@ def figure(value: float | None, places: int = 3) -> str:
     """Return a value with a fixed number of places, so that columns stand under each other."""
     if value is None:
         return _NONE
-    return f"{value:.{places}f}" if abs(value) < 1000 else number(value)
+    return fixed(value, places)
 
 
 def facts(sample: Sample) -> Text:
@@ -141,17 +141,17 @@ def prompt_text(pair: Pair) -> Text:
 
 
 def _when(sample: Sample) -> str:
-    return cut(sample.when, 7) if sample.when else str(sample.step)
+    return cut(sample.when, 7) if sample.when else f"{sample.step:,}"
 
 
 def _when_in_words(sample: Sample) -> str:
     if sample.when in ("before", "after"):
         return f"{sample.when} PPO, held-out prompt"
-    return f"step {sample.step}" if sample.row >= 0 else ""
+    return f"step {sample.step:,}" if sample.row >= 0 else ""
 
 
 def _length(sample: Sample) -> str:
-    return _NONE if sample.length is None else str(sample.length)
+    return _NONE if sample.length is None else f"{sample.length:,}"
 
 
 def _ended(sample: Sample) -> str:

@@ -12,10 +12,11 @@ from stackllama_engine.contract.stages import Stage
 from ...readers.eta import Eta
 from ...readers.protocol import Reader
 from ...readings import measured_peaks
-from ...units import duration, number, size, span
+from ...units import duration, number, quantity, size, span
 from ..state_style import rich_colour, state_text
 
 _BAR = 16
+_VALUE = 7
 _SILENT_SECONDS = 120.0
 
 
@@ -58,7 +59,11 @@ def head_line(reader: Reader, variables: Mapping[str, str], now: float, waiting:
 def eta_text(eta: Eta, left: int) -> str:
     """Return ``9 m left (8–12 m)  1.2 s/step``, the pace being that of the estimate: time left over steps left."""
     seconds = eta.likely / left
-    pace = f"{seconds:.2g} s/step" if seconds >= 1 or seconds <= 0 else f"{1 / seconds:.3g} steps/s"
+    pace = (
+        f"{number(seconds, digits=2)} s/step"
+        if seconds >= 1 or seconds <= 0
+        else f"{number(1 / seconds, digits=3)} steps/s"
+    )
     return f"{duration(eta.likely)} left ({duration(eta.low)} – {duration(eta.high)})  {pace}"
 
 
@@ -68,10 +73,21 @@ def headline_line(reader: Reader, stage: Stage | None) -> Text:
     last = reader.history.last
     for metric in headline(stage):
         if metric.name in last:
-            text.append(f"{metric.short} ", style="dim")
             value = last[metric.name]
-            text.append(f"{number(value)}  ", style="bold" if value is not None else "bold reverse")
+            if metric.unit != metric.short:  # else it is said after the value
+                text.append(f"{metric.short} ", style="dim")
+            shown = quantity(value, metric.unit, beside=_largest(reader, metric.name))
+            text.append(shown, style="bold" if value is not None else "bold reverse")
+            text.append("  ".rjust(max(2, _VALUE + 2 - len(shown))))  # what follows stays where it is
+    text.rstrip()
     return text
+
+
+def _largest(reader: Reader, name: str) -> float:
+    """Return the largest magnitude that a metric has had, beside which noise is shown as 0."""
+    series = reader.series.get(name)
+    span = series.columns(*ends, 1)[0] if series is not None and (ends := series.span) else None
+    return max(map(abs, span)) if span else 0.0
 
 
 def memory_text(reader: Reader, predicted: float | None) -> str:
