@@ -9,6 +9,7 @@ import msgspec
 from stackllama_engine.contract.audit import AUDIT_FILE, Audit, Interval, read_audit
 from stackllama_engine.contract.children import child_id
 from stackllama_engine.contract.errors import ExitCode, RefusedError, UsageError
+from stackllama_engine.contract.metrics import label_of
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 
@@ -67,7 +68,8 @@ def _show(name: str, found: Audit) -> None:
         show(f"  {finding.verdict}: {finding.text}")
     counted = f"{found.pairs:,} pairs of {found.questions:,} questions"
     counted += f", {found.ties:,} ties apart" if found.ties else ""
-    show(f"\nheld-out accuracy  {_percent(found.accuracy)}  ({counted})\n")
+    label = label_of(Stage.REWARD, "eval_accuracy")
+    show(f"\n{label}  {_percent(found.accuracy)}  ({counted})\n")
     rules = [(one.name, _percent(one.accuracy), _points(one.lead)) for one in found.baselines]
     show_table(("simple rule", "its accuracy", "lead of the reward model"), rules, {}, 0)
     show()

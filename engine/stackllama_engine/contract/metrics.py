@@ -723,7 +723,7 @@ METRICS: tuple[Metric, ...] = (
     # the GPUs, by the supervisor; one of each per GPU
     Metric(
         name="gpu/*/utilization",
-        stages=(SFT, REWARD, PPO),
+        stages=(SFT, REWARD, PREFERENCE, PPO),
         label="GPU utilization",
         chart="GPU utilization, %",
         series="GPU",
@@ -731,7 +731,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="gpu/*/memory",
-        stages=(SFT, REWARD, PPO),
+        stages=(SFT, REWARD, PREFERENCE, PPO),
         label="GPU memory of this run",
         chart="GPU memory of this run",
         series="GPU",
@@ -740,7 +740,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="gpu/*/memory_used",
-        stages=(SFT, REWARD, PPO),
+        stages=(SFT, REWARD, PREFERENCE, PPO),
         label="GPU memory in use",
         chart="GPU memory in use",
         series="GPU",
@@ -749,7 +749,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="gpu/*/power",
-        stages=(SFT, REWARD, PPO),
+        stages=(SFT, REWARD, PREFERENCE, PPO),
         label="GPU power",
         chart="GPU power, W",
         series="GPU",
@@ -757,7 +757,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="gpu/*/temperature",
-        stages=(SFT, REWARD, PPO),
+        stages=(SFT, REWARD, PREFERENCE, PPO),
         label="GPU temperature",
         chart="GPU temperature, °C",
         series="GPU",
@@ -956,8 +956,10 @@ def short_of(stage: Stage | None, name: str) -> str:
 
 def unit_of(stage: Stage | None, name: str) -> Unit:
     """Return the unit of a metric's values; a plain number where the stage has no such metric."""
-    units: Iterable[Unit] = (metric.unit for metric in metrics_of(stage) if metric.name == name)
-    return next(iter(units), "number")
+    for metric in metrics_of(stage):
+        if metric.name == name:
+            return metric.unit
+    return "number"
 
 
 def listed(stage: Stage) -> list[Metric]:
