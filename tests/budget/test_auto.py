@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from stackllama_engine.budget.architecture import Architecture
-from stackllama_engine.budget.auto import Case, Trained, prices, resolve, resolve_or_nearest
+from stackllama_engine.budget.auto import Case, prices, resolve, resolve_or_nearest
 from stackllama_engine.contract.errors import RefusedError
-from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
+from stackllama_engine.contract.recipe import TrainedRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import Stage
 
@@ -18,11 +18,11 @@ GIB = 1 << 30
 def case(arch: Architecture | None, gib: float | None, stage: Stage = Stage.SFT, **keys: Any) -> Case:
     needed = {"model_name_or_path": "m", "bf16": True} | ({"reward_model_path": "r"} if stage is Stage.PPO else {})
     recipe = build_recipe(stage, needed | keys)
-    assert isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe)
+    assert isinstance(recipe, TrainedRecipe)
     return Case(recipe=recipe, arch=arch, bytes=None if gib is None else int(gib * GIB), place="GPU 0")
 
 
-def decided(recipe: Trained) -> tuple[str, Any]:
+def decided(recipe: TrainedRecipe) -> tuple[str, Any]:
     return recipe.base_precision, recipe.gradient_checkpointing
 
 

@@ -22,6 +22,7 @@ FOUR_BIT = {"load_in_8bit": False, "load_in_4bit": True}
 NEEDED: dict[Stage, dict[str, Any]] = {
     Stage.SFT: {"model_name_or_path": "org/model"},
     Stage.REWARD: {"model_name_or_path": "org/model"},
+    Stage.PREFERENCE: {"model_name_or_path": "org/model"},
     Stage.PPO: {"model_name_or_path": "org/model", "reward_model_path": "org/judge"},
     Stage.MERGE: {"adapter_path": "somewhere"},
 }
@@ -30,6 +31,7 @@ NEEDED: dict[Stage, dict[str, Any]] = {
 DECIDED: dict[Stage, dict[str, Any]] = {
     Stage.SFT: {"base_precision": "int8", "gradient_checkpointing": True},
     Stage.REWARD: {"base_precision": "dtype", "gradient_checkpointing": False},
+    Stage.PREFERENCE: {"base_precision": "int8", "gradient_checkpointing": True},
     Stage.PPO: {"base_precision": "int8", "gradient_checkpointing": False},
     Stage.MERGE: {},
 }

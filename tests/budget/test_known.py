@@ -16,7 +16,7 @@ from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.budget.shapes import architecture_of
 from stackllama_engine.budget.sharding import Sharding
 from stackllama_engine.contract.recipe import PPORecipe
-from stackllama_engine.contract.stages import Stage
+from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 
 from .conftest import LLAMA_7B
 from .test_estimate import recipe
@@ -163,13 +163,13 @@ def test_sharded_full_training_is_unknown(llama_7b: Architecture) -> None:
     assert fits(estimate_sharded(lora, llama_7b, Sharding(kind="fsdp", ranks=8)), EVERYTHING) == "yes"
 
 
-@pytest.mark.parametrize("stage", list(Stage)[:4])
+@pytest.mark.parametrize("stage", (*TRAINING_STAGES, Stage.MERGE))
 @pytest.mark.parametrize("full", [False, True])
 def test_what_is_certain_is_never_more_than_a_known_model_of_the_sizes_takes(
     llama_7b: Architecture, stage: Stage, full: bool
 ) -> None:
     """The bound of an unknown model against the estimate of the known one that it is."""
-    if stage in (Stage.PPO, Stage.MERGE) and full:
+    if stage in (Stage.PREFERENCE, Stage.PPO, Stage.MERGE) and full:
         return
     keys: dict[str, Any] = {"use_peft": False, "load_in_8bit": False} if full else {}
     truth = estimate(recipe(stage, **keys), llama_7b, on_gpu=True)

@@ -17,6 +17,7 @@ from .test_estimate import NEEDED
 _SIZED = {
     Stage.SFT: ("per_device_train_batch_size", "max_length", "lora_r"),
     Stage.REWARD: ("per_device_train_batch_size", "max_length", "lora_r"),
+    Stage.PREFERENCE: ("per_device_train_batch_size", "max_length", "lora_r"),
     Stage.PPO: (
         "per_device_train_batch_size",
         "max_prompt_length",
@@ -56,7 +57,7 @@ def models(draw: st.DrawFn, layers: int | None = None) -> dict[str, Any]:
 def recipes(draw: st.DrawFn) -> tuple[Stage, dict[str, Any]]:
     stage = draw(st.sampled_from(list(_SIZED)))
     quant = draw(st.sampled_from(["none", "8", "4"]))
-    peft = stage is Stage.PPO or quant != "none" or draw(st.booleans())
+    peft = stage in (Stage.PREFERENCE, Stage.PPO) or quant != "none" or draw(st.booleans())
     keys: dict[str, Any] = {
         "load_in_8bit": quant == "8",
         "load_in_4bit": quant == "4",

@@ -67,7 +67,10 @@ def test_version_is_printed(run_main: Callable[..., Any]) -> None:
         (["demo", "--seed", "x"], "`--seed x`: expected a whole number"),
         (["runs", "logs", "-n", "0"], "`--lines 0`: expected a whole number"),
         (["runs", "ls", "--stage", "sfft"], "`--stage sfft`: did you mean `sft`?"),
-        (["runs", "ls", "--stage", "x"], "`--stage x`: expected one of sft, reward, ppo, merge, pipeline ("),
+        (
+            ["runs", "ls", "--stage", "x"],
+            "`--stage x`: expected one of sft, reward, preference, ppo, merge, pipeline (",
+        ),
         (["launch"], "missing STAGE ("),
         (["chat", "x", "--seed"], "`--seed`: expected a value ("),
         (["launch", "sft", "learning_rte=1", "model_name_or_path=demo"], "Did you mean `learning_rate`?"),

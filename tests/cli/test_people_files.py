@@ -178,7 +178,8 @@ def test_pipes_in_the_place_of_other_files_of_a_model_change_nothing(run_main: R
     for file in model.glob("model.safetensors*"):
         file.unlink()
     words = ("launch", "sft", f"model_name_or_path={model}", "dataset_name=demo", "use_cpu=true", "load_in_8bit=false")
-    assert run_main(*words, "--dry-run").code == 0
+    done = run_main(*words, "--dry-run")
+    assert done.code == 2 and "no *.safetensors" in done.err
 
 
 @pytest.mark.parametrize("name", ["base.json", "adapter_config.json"])

@@ -149,7 +149,7 @@ def test_show_of_a_pipeline_has_the_table(pipeline: RunDir, run_main: Callable[.
 def demo_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "demo.yaml"
     file.write_text("model_name_or_path: demo\ndataset_name: demo\nsft:\n  seed: 9\n  max_steps: 60\n")
-    monkeypatch.setattr(demo_module, "RECIPE", file)
+    monkeypatch.setattr(demo_module, "DEMO_RECIPE", file)
 
 
 @pytest.mark.usefixtures("demo_recipe")
@@ -179,6 +179,6 @@ def test_demo_takes_no_recipe_file(run_main: Callable[..., Any]) -> None:
 
 
 def test_the_demos_own_recipe_is_there_and_valid(run_main: Callable[..., Any], home: Home) -> None:
-    result = run_main("pipeline", str(demo_module.RECIPE), "--dry-run", "--json")
+    result = run_main("pipeline", str(demo_module.DEMO_RECIPE), "--dry-run", "--json")
     assert result.code == 0, result.err
     assert result.json()["recipe"]["sft"]["dataset_name"] == "demo"

@@ -119,4 +119,4 @@ def test_a_preview_names_the_stages_that_can_use_the_source(tmp_path: Path) -> N
     seen = preview(write(tmp_path / "rows.jsonl", {"question": "q", "rejected": "b"}))
     assert (seen.stages, seen.texts) == (["ppo"], ["Question: q\n\nAnswer: "])
     assert preview("demo").stages == [stage.value for stage in NEEDS] and preview("demo").notices == []
-    assert set(NEEDS) == {Stage.SFT, Stage.REWARD, Stage.PPO}
+    assert set(NEEDS) == {Stage.SFT, Stage.REWARD, Stage.PREFERENCE, Stage.PPO}

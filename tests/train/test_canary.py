@@ -138,6 +138,7 @@ def test_command_line_passes_the_canary_on(tmp_path: Path, capsys: pytest.Captur
     reward_model = tmp_path / "reward_model"
     reward_model.mkdir()
     (reward_model / "config.json").write_text("{}")
+    (reward_model / "model.safetensors").write_bytes(b"")
     words[1] = "ppo"
     assert main([*words, f"reward_model_path={reward_model}", *home, "--canary", "--json"]) == 0
     assert '"STACKLLAMA_CANARY": "1"' in capsys.readouterr().out

@@ -28,7 +28,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(source: str) -> None:
-        (tmp_path / "toy_rewards.py").write_text(source)
+        (tmp_path / "part_rewards.py").write_text(source)
 
     yield write
     for name in set(sys.modules) - before:
@@ -78,7 +78,7 @@ def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: p
     )
     monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0, -2.0))
     recipe = recipe_of(
-        "reward_funcs=toy_rewards:score,toy_rewards:watch",
+        "reward_funcs=part_rewards:score,part_rewards:watch",
         "reward_model_weight=2",
         "reward_weights=[-0.5, 0]",
         "reward_kwargs={scale: 3}",
@@ -127,11 +127,11 @@ def test_an_abstention_adds_nothing_and_without_a_reward_model_scores_the_mean(
     encoder: Any = SimpleNamespace(stop_ids=(EOS,))
     reporter: Any = SimpleNamespace(health=print)
     texts, tokens = [ResponseText("q", "a", True)] * 3, [[5, EOS]] * 3
-    both = Rewards(recipe_of("reward_funcs=toy_rewards:score"), base, encoder, reporter)
+    both = Rewards(recipe_of("reward_funcs=part_rewards:score"), base, encoder, reporter)
     parts = both.components(texts, tokens, micro_batch_size=3)
     assert not both.abstained(parts).any()
     assert str(both.total(parts).tolist()) == "[1.0, 3.0, nan]"  # NaN of a model is an error, and stays one
-    alone = Rewards(recipe_of("reward_funcs=toy_rewards:score", "length_penalty=1"), base, encoder, reporter)
+    alone = Rewards(recipe_of("reward_funcs=part_rewards:score", "length_penalty=1"), base, encoder, reporter)
     alone._model = None
     parts = alone.components(texts, tokens, micro_batch_size=3)
     scores = alone.total(parts)
@@ -139,7 +139,7 @@ def test_an_abstention_adds_nothing_and_without_a_reward_model_scores_the_mean(
     assert fill_abstained(scores, alone.abstained(parts), lambda part: part).tolist() == [1.0, 0.0, 2.0]
     nobody = torch.ones(3, dtype=torch.bool)
     assert fill_abstained(scores, nobody, lambda part: part).isnan().all()
-    keys = ("reward_funcs=[toy_rewards:score, toy_rewards:other, toy_rewards:watch]", "reward_weights=[1, 10, 0]")
+    keys = ("reward_funcs=[part_rewards:score, part_rewards:other, part_rewards:watch]", "reward_weights=[1, 10, 0]")
     several = Rewards(recipe_of(*keys), base, encoder, reporter)
     several._model = None
     parts = several.components(texts, tokens, micro_batch_size=3)
@@ -151,7 +151,7 @@ def test_options_that_no_function_takes_are_refused(written: Any, monkeypatch: p
     written("def score(responses, scale=1): return [1.0 for _ in responses]\n")
     monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0))
     base: Any = SimpleNamespace(device=torch.device("cpu"))
-    recipe = recipe_of("reward_funcs=toy_rewards:score", "reward_kwargs.skale=2")
+    recipe = recipe_of("reward_funcs=part_rewards:score", "reward_kwargs.skale=2")
     with pytest.raises(StageError, match="`reward_kwargs` has `skale`, and none of `reward_funcs` has such a"):
         Rewards(recipe, base, SimpleNamespace(stop_ids=(EOS,)), SimpleNamespace(health=print))  # type: ignore[arg-type]
 
@@ -171,6 +171,6 @@ def test_columns_read_are_all_where_a_function_takes_any(
     written(f"def score({head}): return []\n")
     monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0))
     base: Any = SimpleNamespace(device=torch.device("cpu"))
-    recipe = recipe_of("reward_funcs=toy_rewards:score", *keys)
+    recipe = recipe_of("reward_funcs=part_rewards:score", *keys)
     rewards = Rewards(recipe, base, SimpleNamespace(stop_ids=(EOS,)), SimpleNamespace(health=print))  # type: ignore[arg-type]
     assert rewards.columns_read == read

@@ -159,7 +159,7 @@ def test_help_and_palette_begin_with_the_screens_own_keys_by_their_names(stocked
         assert commands[0].help.startswith("monitor.")
         sections = [command.help.partition(".")[0] for command in commands if "  key: " in command.help]
         own = list(dict.fromkeys(sections))
-        assert own[:2] == ["monitor", "screen"] and own[-1] == "app" and {"chart", "log"} < set(own)
+        assert own[:3] == ["monitor", "charts", "screen"] and own[-1] == "app" and {"chart", "log"} < set(own)
         keys = " ".join(command.help.partition("key:")[2] for command in commands)
         assert " . " in keys and " [ " in keys and "full_stop" not in keys and "bracket" not in keys
         await shown.press("colon")

@@ -398,10 +398,10 @@ def test_labels_that_begin_alike_are_told_apart_by_their_ends() -> None:
     chart.set_curves([Curve(f"ppo-2026-11-24-seed-{i}", series([i / 7] * 9)) for i in range(8)])
 
     async def check(pilot: Pilot[None]) -> None:
-        assert chart.rows[1].split()[1::3] == [f"…1-24-seed-{i}" for i in range(4)]
+        assert chart.rows[1].split()[1::3] == [f"ppo-2…seed-{i}" for i in range(4)]
         chart.styles.width = 38
         await pilot.pause()
-        assert chart.rows[1].split()[1::3] == ["…-seed-0", "…-seed-1"]
+        assert chart.rows[1].split()[1::3] == ["ppo-…d-0", "ppo-…d-1"]
         assert chart.rows[2].split()[-1] == "+4"
         chart.set_curves([Curve("same", series([1.0])), Curve("same", series([2.0])), Curve("", series([3.0]))])
         chart.styles.width = 20

@@ -44,7 +44,7 @@ def test_an_opened_run_is_listed_read_only_and_forgotten(stocked: Home, tmp_path
         assert set(shown.said) == {"read-only: this run was started by another trainer"}
         await shown.press("enter")
         await shown.reaches("MonitorScreen")
-        await shown.press("escape")
+        await shown.press("escape", "escape")  # the notices, the screen
         await shown.reaches("RunsScreen")
         await shown.press("space", "g", "space", "D")
         await shown.shows("Delete 1 run?", "aligned", "their-run: read-only")

@@ -57,6 +57,7 @@ NO_KEY = {
     "runs ls": "the first screen",
     "runs verify": "reads every checkpoint: minutes",
     "export": "writes a folder, which is typed",
+    "audit": "made at the end of every reward run, whose page says its verdict",
     "data prepare": "files to files",
     "data preview": "about a source, not a run",
     "doctor": "about the machine",

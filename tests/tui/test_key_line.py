@@ -29,7 +29,7 @@ def test_where_not_all_fit_the_applications_stay(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("? help")
         line = driven.lines[-1]
-        assert " n launch " in line and line.rstrip().endswith(" ? help  q quit")
+        assert " d demo " in line and line.rstrip().endswith(" ? help  q quit")
         assert "filter" not in line and "filter" in driven.screen.query_one(KeyLine).plain
 
     drive(home, lambda: RunsScreen(home), script, size=(30, 24))

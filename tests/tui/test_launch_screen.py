@@ -121,7 +121,7 @@ def test_a_name_that_cannot_be_launched_is_said_as_soon_as_it_is_typed(home: Hom
         await edit(driven, "dataset_name", "demo")
         await edit(driven, "dataset_train_split", "evaluatio")
         await driven.shows("✗ fix dataset_train_split")
-        await driven.press("]", "]")
+        await driven.press("]", "]", "]")
         assert driven.screen.controller.draft.stage is Stage.PPO
         await edit(driven, "reward_model_path", "a b c")
         await edit(driven, "policy_adapter_path", "unfinished")
@@ -226,11 +226,11 @@ def test_stages_go_round_and_each_form_keeps_its_values(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await edit(driven, "lora_r", "4")
         seen: list[str] = []
-        for _ in range(5):
+        for _ in range(6):
             await driven.press("right_square_bracket")
             seen.append(str(driven.screen.controller.draft.stage))
             assert form(driven) is driven.screen.query_one(RecipeForm).form
-        assert seen == ["reward", "ppo", "merge", "pipeline", "sft"]
+        assert seen == ["reward", "preference", "ppo", "merge", "pipeline", "sft"]
         assert form(driven).text("lora_r") == "4"
         await driven.press("left_square_bracket")
         await driven.shows("[pipeline]")
@@ -730,7 +730,7 @@ def test_r_offers_the_finished_runs_that_a_key_takes(home: Home) -> None:
         await driven.shows("tuned")
         await driven.press("enter")
         assert form(driven).text("policy_adapter_path") == "tuned"
-        await driven.press("left_square_bracket", "r")
+        await driven.press("left_square_bracket", "left_square_bracket", "r")
         await said(driven, "no key of the reward recipe takes a run")
 
     show(home, script, stage="ppo", model="demo")
@@ -807,7 +807,7 @@ def test_every_key_at_every_size(home: Home, monkeypatch: pytest.MonkeyPatch, si
     make_run(home, Stage.REWARD, "judge")
 
     async def script(driven: Driven) -> None:
-        for key in "]]rbbyCNowXm1[[":
+        for key in "]]]rbbyCNowXm1[[[":
             named = {"]": "right_square_bracket", "[": "left_square_bracket"}.get(key, key)
             await driven.press(named)
             await driven.pilot.pause(0.05)
@@ -828,7 +828,7 @@ def test_every_key_at_every_size(home: Home, monkeypatch: pytest.MonkeyPatch, si
 
 def test_no_key_of_the_screen_is_taken_by_a_widget_of_it() -> None:
     scope = next(scope for scope in all_scopes(ConsoleApp.BINDINGS) if scope.title == "launch")
-    assert set(scope.widgets) == {"RecipeForm", "BudgetPanel", "ModelList"}
+    assert set(scope.widgets) == {"RecipeForm", "BudgetPanel", "ModelList", "ScrollLines"}
     for bindings in scope.widgets.values():
         for own in scope.bindings:
             for other in bindings:

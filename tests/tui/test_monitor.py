@@ -386,7 +386,7 @@ def test_search_without_a_match_keeps_the_line(stocked: Home) -> None:
         await shown.press("slash")
         await shown.fill("nowhere")
         await shown.press("enter", "e")
-        await shown.shows("no match: nowheree")
+        await shown.shows("no match in the whole log: nowheree")
         assert shown.name == "MonitorScreen" and isinstance(shown.app.focused, Input)
 
     watch(stocked, "aligned", script)

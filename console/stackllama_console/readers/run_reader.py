@@ -243,7 +243,7 @@ class RunReader:
             if event.step is not None:
                 step = event.step
             kind = event.kind
-            if kind == "phase":
+            if kind in ("phase", "activity"):
                 phases.append(event)
             elif kind == "progress":
                 progress.append(event)
@@ -255,14 +255,20 @@ class RunReader:
             elif kind != "samples":
                 history.apply_facts(event)
                 self._timeline.add(event, attempt)
-        if phases:
-            history.apply_facts(phases[-1])
-            self._timeline.add_phases(phases, attempt)
+        self._apply_phases(phases, attempt)
         self._apply_progress(progress, attempt)
         history.step, history.updated = step, batch[-1].time
         self._metrics.flush()
         self._memory.flush()
         self._add_times(steps, times)
+
+    def _apply_phases(self, phases: list[Record], attempt: int) -> None:
+        """Fold phases and activities: a phase forgets what was done before it, so that the newest decides."""
+        begins = [index for index, event in enumerate(phases) if event.kind == "phase"]
+        for event in phases[begins[-1] if begins else 0 :]:
+            self._history.apply_facts(event)
+        if begins:
+            self._timeline.add_phases([phases[index] for index in begins], attempt)
 
     def _apply_values(self, event: Record, values: dict[str, float | None], step: int, attempt: int) -> None:
         if event.kind == "metrics":

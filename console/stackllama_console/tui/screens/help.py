@@ -24,7 +24,7 @@ def actions_of(screen: Screen[Any]) -> list[tuple[Binding, DOMNode]]:
     refusing: frozenset[str] = getattr(screen, "refusing_keys", frozenset())
     for node in _nodes(screen):
         groups = node._bindings.key_to_bindings.values()  # pyright: ignore[reportPrivateUsage]
-        for binding in sorted(itertools.chain(*groups), key=_of_all_screens):
+        for binding in sorted(itertools.chain(*groups), key=_rank):
             if binding.description and binding.id and not binding.system and binding.id not in refusing:
                 actions.setdefault(binding.id, (binding, node))
     return list(actions.values())
@@ -37,8 +37,9 @@ def key_names(node: DOMNode, binding: Binding) -> str:
     return " ".join(dict.fromkeys(map(_shown, _split(keys))))
 
 
-def _of_all_screens(binding: Binding) -> bool:
-    return (binding.id or "").startswith("screen.")
+def _rank(binding: Binding) -> int:
+    """Return the place of a binding: the screen's own, then those of screens with charts, then those of all."""
+    return {"charts": 1, "screen": 2}.get((binding.id or "").partition(".")[0], 0)
 
 
 def _nodes(screen: Screen[Any]) -> Iterator[DOMNode]:

@@ -15,11 +15,11 @@ from ..state_style import rich_colour
 from ..widgets.budget_lines import not_enough
 from ..widgets.cells import cut, wrap
 
-_TITLES = {Stage.SFT: "SFT", Stage.REWARD: "reward", Stage.PPO: "PPO"}
+_TITLES = {Stage.SFT: "SFT", Stage.REWARD: "reward", Stage.PREFERENCE: "DPO", Stage.PPO: "PPO"}
 _WHAT = {
     Stage.SFT: "fine-tune on good responses",
     Stage.REWARD: "train on preference pairs",
-    Stage.PREFERENCE: "optimize on pairs directly (DPO)",
+    Stage.PREFERENCE: "optimize on pairs directly",
     Stage.PPO: "optimize against the reward",
     Stage.MERGE: "merge adapter into base",
     Stage.PIPELINE: "run all stages in order",
