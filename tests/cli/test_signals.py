@@ -43,11 +43,11 @@ def scripted(recipe, run_dir, gpus):
     environment = {{RUN_MARK: str(run_dir), "STACKLLAMA_WORLD_SIZE": "1"}} | source_path("")
     return Command(argv=[sys.executable, {worker!r}, str(run_dir), "1000000", "0.02"], environment=environment)
 
-def slow(*arguments):
+def slow(*arguments, **named):
     print("created", flush=True)
     for _ in range(20):
         time.sleep(0.05)
-    start(*arguments)
+    start(*arguments, **named)
 
 start, launcher.start_supervisor, launcher.build_command = launcher.start_supervisor, slow, scripted
 sys.exit(main(sys.argv[1:]))

@@ -17,10 +17,10 @@ from ..widgets.cells import cut, wrap
 
 _TITLES = {Stage.SFT: "SFT", Stage.REWARD: "reward", Stage.PREFERENCE: "DPO", Stage.PPO: "PPO"}
 _WHAT = {
-    Stage.SFT: "fine-tune on good responses",
-    Stage.REWARD: "train on preference pairs",
-    Stage.PREFERENCE: "optimize on pairs directly",
-    Stage.PPO: "optimize against the reward",
+    Stage.SFT: "train on good responses",
+    Stage.REWARD: "train on preferences",
+    Stage.PREFERENCE: "train on pairs directly",
+    Stage.PPO: "train against a reward",
     Stage.MERGE: "merge adapter into base",
     Stage.PIPELINE: "run all stages in order",
 }

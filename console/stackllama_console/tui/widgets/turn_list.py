@@ -90,6 +90,7 @@ class TurnList(ScrollView, can_focus=True, inherit_bindings=False):
         self._lines: list[Pieces] = []
         self._starts: list[int] = []
         self._laid_out_for = -1
+        self._at_end = True
 
     def add(self, turn: Turn) -> None:
         """Add a new question at the end."""
@@ -147,6 +148,13 @@ class TurnList(ScrollView, can_focus=True, inherit_bindings=False):
         if self.turns and self._width != self._laid_out_for:
             self.changed(0)
             self.refresh()
+        if self._at_end:  # the rows above or below it have become more
+            self.scroll_end(animate=False, force=True, immediate=True)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Note whether the newest line is in sight."""
+        super().watch_scroll_y(old_value, new_value)
+        self._at_end = round(new_value) >= self.max_scroll_y
 
     def action_scroll(self, lines: int) -> None:
         """Scroll by lines."""
