@@ -55,6 +55,7 @@ ELSEWHERE = {
     "benchmarks/ppo_trl_0_11.py": "test_trl_0_11",
     "benchmarks/ppo_trl_1_12.py": "test_trl_1_12",
     "benchmarks/sft_side.py": "test_long_program_runs_and_prints",  # gpu_sft runs it, once per side
+    "scripts/gpu_pictures.py": "test_gpu_pictures",
     "scripts/screenshots.py": "test_screenshots",
 }
 """Programs that need more than their own arguments, and the test here that runs them."""
@@ -127,6 +128,13 @@ def _environments(module: ModuleType) -> Path:
 def test_screenshots(tmp_path: Path) -> None:
     run(f"scripts/screenshots.py --tiny --out {tmp_path}")
     assert {path.suffix for path in tmp_path.iterdir()} == {".svg"}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(_PATIENCE + 100)
+def test_gpu_pictures(tmp_path: Path) -> None:
+    run(f"scripts/gpu_pictures.py --out {tmp_path}")
+    assert len(list(tmp_path.glob("gpus-*.svg"))) == 8
 
 
 def test_every_program_is_run_here() -> None:
