@@ -84,7 +84,7 @@ def test_formula_and_trace_agree_on_capped_logits() -> None:
         (Stage.SFT, PLAIN | BATCH | KEPT | {"bf16": True, "lora_dropout": 0.0}),
         (Stage.PPO, PLAIN | ROLLOUT),
         (Stage.PPO, INT8 | ROLLOUT | {"bf16": True, "value_adapter": True}),
-        (Stage.PPO, INT8 | ROLLOUT | {"bf16": True, "value_adapter_layers": 2}),
+        pytest.param(Stage.PPO, INT8 | ROLLOUT | {"bf16": True, "value_adapter_layers": 2}, marks=pytest.mark.long),
     ],
 )
 def test_formula_and_trace_agree(stage: Stage, keys: dict[str, Any]) -> None:
