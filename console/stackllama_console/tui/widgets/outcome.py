@@ -7,6 +7,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
+from stackllama_engine.contract.checkpoints import sealed
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
 
@@ -21,7 +22,9 @@ _LAST_LINES = 6
 _LABEL = 7  # cells before what a line says
 _GPU_ERROR = re.compile(r"a gpu error was logged|\bxid \d|\becc error")
 """A defective GPU; tried before memory, as Xid 31 is a GPU memory page fault."""
-_OUT_OF_MEMORY = re.compile(r"out[ -]of[ -](?:gpu )?memory|outofmemory|for its memory use")
+_OUT_OF_MEMORY = re.compile(r"out[ -]of[ -](?:gpu )?memory(?! killer was not)|outofmemory|for its memory use")
+
+_KILLED_BY_OTHERS = "out-of-memory killer was not active"
 
 
 class OutcomePanel(Vertical):
@@ -107,7 +110,11 @@ def advice(run: RunDir, state: State) -> str:
     if _GPU_ERROR.search(cause):
         return f"see the log and `dmesg` for the GPU error, then r: {resume_in_words(state.stage)}"
     if _OUT_OF_MEMORY.search(cause):
-        return "e: smaller batch, shorter sequences or 4-bit weights; the form's budget shows what fits"
+        smaller = "e: smaller batch, shorter sequences or 4-bit weights; the form's budget shows what fits"
+        return f"{smaller}; r: {resume_in_words(state.stage)}" if sealed(run.checkpoints) else smaller
+    if _KILLED_BY_OTHERS in cause:
+        again = resume_in_words(state.stage) if sealed(run.checkpoints) else "try the same again"
+        return f"r: {again}; e: edit a copy of the recipe"
     if "nan" in cause or "infinity" in cause or "became" in cause:
         return "e: lower learning_rate, or use bf16 instead of fp16; r: resume from the last checkpoint"
     if "no space" in cause or "disk" in cause:
