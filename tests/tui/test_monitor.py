@@ -236,10 +236,16 @@ def test_wrong_recipe_leads_with_editing_and_offers_no_resume(stocked: Home) -> 
 
     async def script(shown: Shown) -> None:
         await shown.shows("exit code 2, invalid recipe or input", "e: fix the recipe in the form and relaunch")
+        await shown.shows("f: open a copy at `max_length`")
+        assert "r: " not in shown.text
         line = shown.front.query_one(KeyLine)
-        assert line.plain == "e edit a copy  ? help  q quit"  # nothing was saved: there is nothing to chat with either
+        assert line.plain == "f fix  e edit a copy  ? help  q quit"  # nothing was saved: nothing to chat with either
         await shown.press("f")
-        await shown.notified("where the cause of a failure advises a change")
+        await shown.reaches("LaunchScreen")
+        await shown.shows("cloned from typo")
+        form = shown.front.query_one(RecipeForm)
+        await shown.until(lambda: form.cursor_key == "max_length")
+        assert not form.form.changes()
 
     watch(stocked, "typo", script)
 

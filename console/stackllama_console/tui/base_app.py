@@ -104,8 +104,8 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
         """Open the monitor of another trainer's directory; ask which run where there are several in it."""
 
     @abstractmethod
-    def open_launch(self, run_id: str | None = None, changes: Mapping[str, str] | None = None) -> None:
-        """Open the launch form, filled from a run's recipe where a run is named, with changes to it."""
+    def open_launch(self, run_id: str | None = None, changes: Mapping[str, str] | None = None, *, at: str = "") -> None:
+        """Open the form, filled from a run's recipe where a run is named, with changes to it or at one of its keys."""
 
     @abstractmethod
     def open_demo(self) -> None:

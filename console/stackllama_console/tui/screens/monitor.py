@@ -62,7 +62,13 @@ class MonitorScreen(MonitorPanels):
         Binding("p", "run('pause')", "pause / continue", id="monitor.pause", show=False),
         Binding("A", "run('sample')", "sample held-out prompts now", id="monitor.sample", show=False),
         Binding("V", "run('change')", "set value while running", id="monitor.change", show=False),
-        Binding("f", "fix", "fix", id="monitor.fix", tooltip="Edit a copy with the change that the cause advises"),
+        Binding(
+            "f",
+            "fix",
+            "fix",
+            id="monitor.fix",
+            tooltip="Edit a copy with the change that the cause advises, or at the key that it names",
+        ),
         Binding("r", "run('resume')", "resume", id="monitor.resume"),
         Binding("e", "run('clone')", "edit a copy", id="monitor.clone"),
         Binding("a", "run('samples')", "samples", id="monitor.samples"),
@@ -411,12 +417,12 @@ class MonitorScreen(MonitorPanels):
         self.board.page = 0
 
     def action_fix(self) -> None:
-        """Open a copy in the launch form, with the change that the cause advises."""
+        """Open a copy in the launch form, with the change that the cause advises or at the key that it names."""
         fix = self._watched.fix if self._watched else None
         if fix is None:
-            self.say("f works where the cause of a failure advises a change; e: edit a copy")
+            self.say("f works where the cause of a failure advises a change or names one key; e: edit a copy")
         else:
-            self.console_app.open_launch(fix.run_id, fix.changes)
+            self.console_app.open_launch(fix.run_id, fix.changes, at=fix.key)
 
     def action_gpus(self) -> None:
         """Open the view of the GPUs, with this run's memory told from that of others."""

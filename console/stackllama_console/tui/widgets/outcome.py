@@ -68,10 +68,10 @@ def advice_lines(run: RunDir, state: State, fix: Fix | None = None) -> list[Text
     """Return what to press next, then how it ended."""
     lines: list[Text] = []
     if fix is not None:
-        line = Text("fix    f: edit a copy")
+        line = Text("fix    f: edit a copy" if fix.changes else "fix    f: open a copy")
         line.append(f" of {one_line(fix.run_id)}" if fix.run_id != run.id else "")
-        line.append(" with ")
-        line.append(one_line(fix.words), style="bold")
+        line.append(" with " if fix.changes else " at ")
+        line.append(one_line(fix.words) if fix.changes else f"`{fix.key}`", style="bold")
         lines.append(line)
     lines.append(Text(f"{'or ' if fix else 'try'}    {advice(run, state)}"))
     if state.exit_code is not None:
@@ -106,7 +106,7 @@ def advice(run: RunDir, state: State) -> str:
     """Return what to press next, by what went wrong."""
     cause = (state.cause or "").lower()
     if state.exit_code == 2:
-        return "e: fix the recipe in the form and relaunch; r: try the same again"
+        return "e: fix the recipe in the form and relaunch"
     if _GPU_ERROR.search(cause):
         return f"see the log and `dmesg` for the GPU error, then r: {resume_in_words(state.stage)}"
     if _OUT_OF_MEMORY.search(cause):
