@@ -47,7 +47,8 @@ def sample_lines(rows: Sequence[Mapping[str, Any]], width: int, height: int) -> 
         if lines:
             lines.append(Text(""))
         values = [f"step {row.get('step', '?')}"]
-        values += [f"{label} {number(row[key])}" for key, label in (("reward", "reward"), ("kl", "KL")) if key in row]
+        known = (("reward", row.get("reward")), ("KL", row.get("kl")))
+        values += [f"{label} {number(value)}" for label, value in known if value is not None]
         lines.append(Text(cut("  ".join(values), width), style="bold"))
         for text, style in ((str(row.get("question", "")), "dim"), (str(row.get("response", "")), "")):
             wrapped = textwrap.wrap(one_line(text), width)[:_TEXT_LINES] or ["(nothing)"]
