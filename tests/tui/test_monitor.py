@@ -431,6 +431,31 @@ def test_metrics_alone_are_scrolled(stocked: Home) -> None:
     watch(stocked, "alive", script)
 
 
+def test_metrics_alone_have_room_for_their_names_and_memory_counts_as_one(stocked: Home) -> None:
+    names = [f"my_own_metric_of_the_reward_{end}" for end in ("first", "second")]
+    write_metrics(stocked.run("alive"), {name: [1.0, 2.0] for name in names}, attempt=1)
+    bare = make_run(stocked, Stage.MERGE, "bare", phase="failed")
+    writer = EventWriter(bare.attempt_dir(1) / "events.jsonl")
+    writer.write("memory", metrics={"rss": 2.0 * 1024**3})
+    writer.close()
+
+    async def names_script(shown: Shown) -> None:
+        await shown.shows("alive", "step")
+        side = shown.front.query_one("#metrics", TextLines)
+        await shown.press("6")
+        await shown.until(lambda: all(name in side.plain for name in names))
+
+    async def memory_script(shown: Shown) -> None:
+        await shown.shows("bare", "failed")
+        await shown.press("6")
+        side = shown.front.query_one("#metrics", TextLines)
+        await shown.until(lambda: "peak RSS 2.0 GiB" in side.plain)
+        assert "no metrics" not in side.plain
+
+    watch(stocked, "alive", names_script)
+    watch(stocked, "bare", memory_script)
+
+
 def test_the_log_is_filtered_by_level(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("a shard is small")

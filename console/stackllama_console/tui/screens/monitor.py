@@ -375,6 +375,7 @@ class MonitorScreen(MonitorPanels):
         self.set_class(height < 10, "-tiny")
         if self._watched is not None and self._series_of is not None:
             self.call_after_refresh(self.show_charts)
+            self.call_after_refresh(self._show_side)
             self.call_after_refresh(self._focus_panel)
         self.call_after_refresh(self._wrap_again)
 
@@ -443,7 +444,7 @@ class MonitorScreen(MonitorPanels):
             parts.append(f"{chart_set.title}\n{chart.summary()}")
         if self.watched.shows_result:
             parts.append("\n".join(line.expandtabs() for line in self.watched.result))
-        lines = [line.plain for line in metric_lines(reader, self.watched.evaluation)]
+        lines = [line.plain for line in metric_lines(reader, self.watched.evaluation, self.size.width)]
         self.console_app.push_screen(TextScreen(self._title, "\n\n".join([*parts, "\n".join(lines)])))
 
     def action_run(self, what: str) -> None:
