@@ -496,6 +496,15 @@ def test_keys_stop_save_resume_and_delete_a_run(stocked: Home, asked: Asked) -> 
     watch(stocked, "alive", script)
 
 
+def test_finding_a_metric_speaks_of_no_path(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("loss 1")
+        await shown.press("m")
+        await shown.shows("find metric", "enter selects, esc cancels")
+
+    watch(stocked, "tuned", script)
+
+
 def test_value_of_an_ended_run_is_refused_before_it_is_typed(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.press("V")
@@ -707,7 +716,8 @@ def test_requests_to_a_running_run_are_written(stocked: Home) -> None:
         await shown.press("p")
         await shown.notified("alive will pause")
         await shown.press("V")
-        await shown.shows("Set a value of alive")
+        await shown.shows("Set a value of alive while it runs: learning_rate", "enter  set     esc  cancel")
+        assert "or kl_coef" not in shown.text and "for PPO" not in shown.text
         await shown.fill("kl_coef=0.1")
         await shown.press("enter")
         await shown.shows("cannot change while sft runs")
@@ -718,7 +728,7 @@ def test_requests_to_a_running_run_are_written(stocked: Home) -> None:
         events = EventWriter(stocked.run("alive").attempt_dir(1) / "events.jsonl")
         events.write("phase", phase="paused")
         events.close()
-        await shown.shows("paused")
+        await shown.shows("paused", "p: continue", " p pause / continue ")
         await shown.press("p")
         await shown.notified("alive continues")
         assert not (control / "pause").exists()
