@@ -47,7 +47,7 @@ class Pace:
     """The progress of one attempt.
 
     Attributes:
-        points: its newest (time, step) pairs, by a clock that stands still in phases of :data:`IDLE`.
+        points: its newest (time, step) pairs, by a clock that stops in phases of :data:`IDLE`.
     """
 
     __slots__ = ("_idle", "_idle_since", "points")
