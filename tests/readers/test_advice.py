@@ -57,6 +57,21 @@ def test_fix_is_what_changes_the_runs_recipe(
     assert find_fix(run, msgspec.structs.replace(state, phase="finished")) is None
 
 
+@pytest.mark.parametrize(
+    ("cause", "key"),
+    [
+        ("`max_length=8`: none of 512 training rows has a prompt that leaves room; raise `max_length`.", "max_length"),
+        ("The loss became NaN; lower `learning_rate`.", "learning_rate"),
+        ("set `save_steps` to a multiple of `eval_steps`", None),
+        ("`logits` takes the largest share", None),
+    ],
+)
+def test_the_one_key_that_a_cause_names_is_looked_at(tmp_path: Path, cause: str, key: str | None) -> None:
+    run = make_run(Home(tmp_path), Stage.SFT, "failed", phase="failed")
+    fix = find_fix(run, msgspec.structs.replace(run.read_state(), cause=cause))
+    assert (fix and (fix.changes, fix.key)) == (key and ({}, key))
+
+
 def test_fix_needs_the_recipe(tmp_path: Path) -> None:
     run = make_run(Home(tmp_path), Stage.SFT, "failed", phase="failed")
     run.recipe_file.unlink()

@@ -107,6 +107,24 @@ def test_the_newest_points_are_kept() -> None:
     assert pace.points[-1] == (999.0, 999)
 
 
+def test_a_pause_is_no_time_of_a_step() -> None:
+    # 2 s a step; paused at 8 s for 292 s, between steps 5 and 6; waiting for room from 304 s on
+    pace = Pace()
+    for time, step in steady(5, 2.0):
+        pace.add(time, step)
+    pace.enter(8.0, "paused")
+    eta = estimate(pace.points, 10, pace.clock(200.0))
+    assert eta is not None
+    assert (eta.likely, eta.high) == (10.0, 12.5), "while it is paused"
+    pace.enter(300.0, "train")
+    pace.add(302.0, 6)
+    pace.add(304.0, 7)
+    pace.enter(304.0, "waiting for room on the disk")
+    eta = estimate(pace.points, 10, pace.clock(900.0))
+    assert eta is not None
+    assert (eta.pace, eta.likely, list(pace.points)[-1]) == (2.0, 6.0, (12.0, 7))
+
+
 def test_repeated_step_counts_once_and_a_rewind_restarts() -> None:
     pace = Pace()
     for time, step in ((0.0, 1), (1.0, 2), (1.5, 2)):

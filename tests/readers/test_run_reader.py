@@ -210,6 +210,21 @@ def test_resumed_attempt_replaces_its_steps(make_run: Make, add: Add) -> None:
 
 
 @pytest.mark.parametrize("at_once", [True, False])
+def test_eta_leaves_a_pause_out(make_run: Make, add: Add, at_once: bool) -> None:
+    run = make_run()
+    reader = RunReader(run)
+    pause, train = (("phase", {"phase": name, "time": T0 + at}) for name, at in (("paused", 2), ("train", 302)))
+    for events in ([progress(1, T0), progress(2, T0 + 2), pause], [train, progress(3, T0 + 304)]):
+        add(run, *events)
+        if not at_once:
+            reader.poll()
+    reader.poll()
+    eta = reader.eta(T0 + 304)
+    assert eta is not None
+    assert (eta.pace, eta.likely) == (2.0, 14.0)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
 def test_eta_ignores_the_time_between_attempts(make_run: Make, add: Add, at_once: bool) -> None:
     run = make_run(attempt=2)
     add(run, progress(4, T0 + 4), progress(5, T0 + 5))

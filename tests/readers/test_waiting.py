@@ -47,7 +47,19 @@ def test_waiting_names_activity_share_time_and_usual_time(home: Home) -> None:
     state, history = run.read_state(), read_history(run.events_files())
     assert state.started is not None
     said = waiting_text(state, history, state.started + 27, 40.0)
-    assert said == "reading weights 34%, 25 s (usually 40 s)"
+    assert said == "reading weights 34%, 25 s (usually starts in 40 s)"
+
+
+def test_usual_wait_counts_the_first_attempt_of_resumed_runs_and_the_demo_of_any_installation(home: Home) -> None:
+    demo = "stackllama_engine/demo_base"
+    other = _started(make_run(home, Stage.SFT, "resumed", f"model_name_or_path=/other/place/{demo}"), 30.0)
+    events = other.attempt_dir(1) / "events.jsonl"
+    first, *_, last = (msgspec.json.decode(line) for line in events.read_bytes().splitlines())
+    first["time"] = last["time"] - 23.0
+    events.write_bytes(msgspec.json.encode(first) + b"\n" + msgspec.json.encode(last) + b"\n")
+    other.write_state(msgspec.structs.replace(other.read_state(), attempt=2, started=last["time"] + 900.0))
+    run = _started(make_run(home, Stage.SFT, "now", f"model_name_or_path=/this/{demo}", phase="running"), None)
+    assert usual_wait(home, run) == pytest.approx(23.0)
 
 
 def test_nothing_is_waited_for_once_it_trains_or_has_ended(home: Home) -> None:

@@ -1,6 +1,7 @@
 """The log on the screen: following, keys, search, levels, what is painted, wide characters, hostile text, sizes."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from textual.color import Color
 from textual.filter import Monochrome
 from textual.geometry import Region
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from stackllama_console.readers import log_file
+from stackllama_console.readers.log_search import LogSearch
 from stackllama_console.readers.logs import LogReader
 from stackllama_console.readers.timeline import RunEvent
 from stackllama_console.tui.widgets import log_view
+from stackllama_console.tui.widgets.log_panel import LogPanel
 from stackllama_console.tui.widgets.log_view import LogView
 from stackllama_engine.contract.run_dir import RunDir
 
@@ -37,7 +41,7 @@ HOSTILE = [
 class LogApp(App[None]):
     """The widget alone, and what it posted."""
 
-    def __init__(self, view: LogView) -> None:
+    def __init__(self, view: LogView | LogPanel) -> None:
         super().__init__()
         self.view = view
         self.statuses: list[str] = []
@@ -50,14 +54,14 @@ class LogApp(App[None]):
 
     @on(LogView.StatusChanged)
     def _changed(self, event: LogView.StatusChanged) -> None:
-        assert event.view is self.view and event.control is self.view
+        assert event.control is event.view and event.view in (self.view, *self.view.children)
         self.statuses.append(event.view.status)
 
 
 Check = Callable[[Pilot[None]], Awaitable[None]]
 
 
-def run(view: LogView, check: Check, size: tuple[int, int] = (40, 10)) -> None:
+def run(view: LogView | LogPanel, check: Check, size: tuple[int, int] = (40, 10)) -> None:
     async def go() -> None:
         async with LogApp(view).run_test(size=size) as pilot:
             await pilot.pause()
@@ -329,6 +333,44 @@ def test_search_goes_up_from_what_is_in_sight_first(log: Path) -> None:
         assert view.match_position == 1
         await found(pilot, view, "late")
         assert view.match_position == 1 and "needle late" in shown(view), "the only one, further down"
+
+    run(view, check)
+
+
+def test_enter_before_a_match_is_found_goes_to_it_when_it_comes(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = numbered(100)
+    lines[5] = "a needle"
+    append(log, *lines)
+    reader = LogReader(log)
+    reader.poll()
+    gate, step = threading.Event(), LogSearch.step
+    monkeypatch.setattr(LogSearch, "step", lambda search: (gate.wait(10), step(search)))
+
+    async def check(pilot: Pilot[None]) -> None:
+        panel = pilot.app.query_one(LogPanel)
+        view = panel.query_one(LogView)
+        panel.show(reader)
+        panel.ask()
+        await pilot.press(*"needle", "enter")
+        assert view.has_focus and view.match_position is None
+        await pilot.press("g")  # a key of the log, not a letter of the text
+        gate.set()
+        await settled(pilot)
+        assert view.match_position == 1 and "a needle" in shown(view)
+        assert panel.query_one("#log-search", Input).value == "needle"
+
+    run(LogPanel(), check)
+
+
+def test_one_search_at_a_time_whatever_is_typed_meanwhile(log: Path) -> None:
+    view, _ = view_of(log, *numbered(30), "a needle")
+
+    async def check(pilot: Pilot[None]) -> None:
+        for text in ("n", "ne", "needle"):
+            view.search(text)
+        assert len([worker for worker in pilot.app.workers if worker.group == "log-search"]) == 1
+        await settled(pilot)
+        assert view.status == "match 1 of 1: needle"
 
     run(view, check)
 

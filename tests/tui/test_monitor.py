@@ -236,10 +236,16 @@ def test_wrong_recipe_leads_with_editing_and_offers_no_resume(stocked: Home) -> 
 
     async def script(shown: Shown) -> None:
         await shown.shows("exit code 2, invalid recipe or input", "e: fix the recipe in the form and relaunch")
+        await shown.shows("f: open a copy at `max_length`")
+        assert "r: " not in shown.text
         line = shown.front.query_one(KeyLine)
-        assert line.plain == "e edit a copy  ? help  q quit"  # nothing was saved: there is nothing to chat with either
+        assert line.plain == "f fix  e edit a copy  ? help  q quit"  # nothing was saved: nothing to chat with either
         await shown.press("f")
-        await shown.notified("where the cause of a failure advises a change")
+        await shown.reaches("LaunchScreen")
+        await shown.shows("cloned from typo")
+        form = shown.front.query_one(RecipeForm)
+        await shown.until(lambda: form.cursor_key == "max_length")
+        assert not form.form.changes()
 
     watch(stocked, "typo", script)
 
@@ -425,6 +431,31 @@ def test_metrics_alone_are_scrolled(stocked: Home) -> None:
     watch(stocked, "alive", script)
 
 
+def test_metrics_alone_have_room_for_their_names_and_memory_counts_as_one(stocked: Home) -> None:
+    names = [f"my_own_metric_of_the_reward_{end}" for end in ("first", "second")]
+    write_metrics(stocked.run("alive"), {name: [1.0, 2.0] for name in names}, attempt=1)
+    bare = make_run(stocked, Stage.MERGE, "bare", phase="failed")
+    writer = EventWriter(bare.attempt_dir(1) / "events.jsonl")
+    writer.write("memory", metrics={"rss": 2.0 * 1024**3})
+    writer.close()
+
+    async def names_script(shown: Shown) -> None:
+        await shown.shows("alive", "step")
+        side = shown.front.query_one("#metrics", TextLines)
+        await shown.press("6")
+        await shown.until(lambda: all(name in side.plain for name in names))
+
+    async def memory_script(shown: Shown) -> None:
+        await shown.shows("bare", "failed")
+        await shown.press("6")
+        side = shown.front.query_one("#metrics", TextLines)
+        await shown.until(lambda: "peak RSS 2.0 GiB" in side.plain)
+        assert "no metrics" not in side.plain
+
+    watch(stocked, "alive", names_script)
+    watch(stocked, "bare", memory_script)
+
+
 def test_the_log_is_filtered_by_level(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("a shard is small")
@@ -463,6 +494,15 @@ def test_keys_stop_save_resume_and_delete_a_run(stocked: Home, asked: Asked) -> 
         assert asked.calls == ["stop alive", "resume alive"]
 
     watch(stocked, "alive", script)
+
+
+def test_finding_a_metric_speaks_of_no_path(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("loss 1")
+        await shown.press("m")
+        await shown.shows("find metric", "enter selects, esc cancels")
+
+    watch(stocked, "tuned", script)
 
 
 def test_value_of_an_ended_run_is_refused_before_it_is_typed(stocked: Home) -> None:
@@ -676,7 +716,8 @@ def test_requests_to_a_running_run_are_written(stocked: Home) -> None:
         await shown.press("p")
         await shown.notified("alive will pause")
         await shown.press("V")
-        await shown.shows("Set a value of alive")
+        await shown.shows("Set a value of alive while it runs: learning_rate", "enter  set     esc  cancel")
+        assert "or kl_coef" not in shown.text and "for PPO" not in shown.text
         await shown.fill("kl_coef=0.1")
         await shown.press("enter")
         await shown.shows("cannot change while sft runs")
@@ -687,7 +728,7 @@ def test_requests_to_a_running_run_are_written(stocked: Home) -> None:
         events = EventWriter(stocked.run("alive").attempt_dir(1) / "events.jsonl")
         events.write("phase", phase="paused")
         events.close()
-        await shown.shows("paused")
+        await shown.shows("paused", "p: continue", " p pause / continue ")
         await shown.press("p")
         await shown.notified("alive continues")
         assert not (control / "pause").exists()

@@ -356,6 +356,8 @@ def test_slash_filters_by_key_and_help_as_it_is_typed() -> None:
         ("batch size", "per_device_train_batch_size"),
         ("grad accum", "gradient_accumulation_steps"),
         ("epochs", "num_train_epochs"),
+        ("seq len", "max_length"),
+        ("max_grad_norm", "max_grad_norm"),
         ("cutoff_len", "max_length"),
         ("qlora", "base_precision"),
         ("wandb", "report_to"),
@@ -364,6 +366,8 @@ def test_slash_filters_by_key_and_help_as_it_is_typed() -> None:
 def test_the_filter_knows_other_names_of_a_key(words: str, key: str) -> None:
     form = sft()
     assert key in {field.key for field in matching(form, words)} and len(matching(form, words)) < 12
+    assert matching(form, words)[0].key == key
+    assert matching(form, "steps")[0].key == "max_steps"
     named = {field.name for stage in Stage for field in fields_of(stage).values()}
     assert set(SHORT) <= named
 

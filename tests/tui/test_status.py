@@ -29,3 +29,19 @@ XID_31 = "A GPU error was logged at the same time: GPU 0: Xid 31, GPU memory pag
 def test_advice_follows_the_cause(cause: str, expected: str, tmp_path: Path) -> None:
     state = State(stage=Stage.SFT, phase="failed", attempt=1, created=0.0, exit_code=1, cause=cause)
     assert expected in advice(RunDir(tmp_path), state)
+
+
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_advice_of_a_kill_by_another_program_is_not_about_memory(has_checkpoint: bool, tmp_path: Path) -> None:
+    if has_checkpoint:
+        (tmp_path / "checkpoints" / "step-000010").mkdir(parents=True)
+    cause = (
+        "rank 0 was killed by SIGKILL in phase train; the kernel's out-of-memory killer was not active, so a user or "
+        "another program sent it. The limit is 4.0 GiB (this machine)."
+    )
+    state = State(stage=Stage.SFT, phase="failed", attempt=1, created=0.0, exit_code=137, cause=cause)
+    said = advice(RunDir(tmp_path), state)
+    assert "smaller batch" not in said
+    assert said.startswith("r: resume from the last checkpoint" if has_checkpoint else "r: try the same again")
+    memory = advice(RunDir(tmp_path), State(stage=Stage.SFT, phase="failed", created=0.0, cause="Out of memory"))
+    assert ("r: resume from the last checkpoint" in memory) == has_checkpoint

@@ -1,8 +1,8 @@
 """Changes of a recipe that the cause of a failure advises, in a form that can be applied. No Textual, no torch.
 
 Two wordings of a cause hold them: what :mod:`stackllama_engine.launch.autopsy` says would have fitted into memory, and
-sentences such as "use `packing=false`, or `packing_strategy=wrapped`". Advice without a value ("lower `learning_rate`")
-is a person's to follow.
+sentences such as "use `packing=false`, or `packing_strategy=wrapped`". Advice without a value ("raise `max_length`") is
+a person's to follow; where a cause names one key alone, that is the one to look at.
 """
 
 import re
@@ -23,6 +23,7 @@ _ALL = rf"{_CHANGE}(?: and {_CHANGE})*"
 _OF_SENTENCE = re.compile(
     rf"\b(?:[Uu]se|[Ss]et) ({_ALL}(?:(?:, or |, | or ){_ALL})*)(?P<half> instead of `?(?:fp16|float16)`?)?"
 )
+_NAMED = re.compile(r"`(\w+)(?:(?:=|: )[^`]*)?`")
 _PAIR = re.compile(r"`(\w+)(?:=|: )([^`]+)`")
 
 Changes = dict[str, str]
@@ -30,11 +31,13 @@ Changes = dict[str, str]
 
 
 class Fix(Struct, frozen=True, kw_only=True):
-    """A change that the cause of a failure advises."""
+    """A change that the cause of a failure advises, or the one key that it names."""
 
     run_id: str
     """The run whose copy it is applied to: of a pipeline whose first stage failed the pipeline, else the stage."""
-    changes: Changes
+    changes: Changes = {}
+    key: str = ""
+    """The key to look at, where the cause names no value for it."""
 
     @property
     def words(self) -> str:
@@ -56,6 +59,8 @@ def advised_changes(cause: str) -> list[Changes]:
 def find_fix(run: RunDir, state: State, pipeline: RunDir | None = None) -> Fix | None:
     """Return the first advised alternative that changes the recipe of a failed run; None: there is none.
 
+    Where nothing is advised and the cause names exactly one key of the recipe, that key is returned.
+
     Args:
         run: the run that failed.
         state: its state.
@@ -64,13 +69,16 @@ def find_fix(run: RunDir, state: State, pipeline: RunDir | None = None) -> Fix |
     if state.phase not in ("failed", "lost") or not state.cause:
         return None
     alternatives = advised_changes(state.cause)
-    if not alternatives:
+    names = set(_NAMED.findall(state.cause))
+    if not (alternatives or names):
         return None
     try:
         recipe = load_recipe(state.stage, run.recipe_file)
         whole = load_recipe(pipeline.read_state().stage, pipeline.recipe_file) if pipeline else None
     except (StackllamaError, OSError):  # without the recipe there is nothing to copy
         return None
+    if not alternatives:
+        return _look_at(names, run, recipe, pipeline, whole)
     for changes in alternatives:
         if not (new := _new(recipe, changes)):
             continue
@@ -78,6 +86,19 @@ def find_fix(run: RunDir, state: State, pipeline: RunDir | None = None) -> Fix |
             return Fix(run_id=pipeline.id, changes=shared)
         return Fix(run_id=run.id, changes=new)
     return None
+
+
+def _look_at(
+    names: set[str], run: RunDir, recipe: AnyRecipe, pipeline: RunDir | None, whole: AnyRecipe | None
+) -> Fix | None:
+    """Return the one key of a recipe among the names, in the pipeline's recipe where that has it; None: not one."""
+    keys = names & Form(recipe.stage).fields.keys()
+    if len(keys) != 1:
+        return None
+    key = keys.pop()
+    if pipeline and whole and (shared := f"{_section(run)}.{key}") in Form(whole.stage).fields:
+        return Fix(run_id=pipeline.id, key=shared)
+    return Fix(run_id=run.id, key=key)
 
 
 def _section(run: RunDir) -> str:

@@ -15,6 +15,8 @@ Quartiles are weighted by the kᵢ::
 
 From all three goes the time since the last step, yet at most one step's q₂: while a run stalls the estimate
 stays the same. What it overran by beyond that is added to ``high``: what has taken so long may take as long again.
+
+Time in which a run was paused, or waited for room on the disk, is no time of any step: :class:`Pace` leaves it out.
 """
 
 from collections import deque
@@ -24,6 +26,10 @@ from math import isfinite
 
 from msgspec import Struct
 
+from stackllama_engine.contract.requests import PAUSED, WAITING_FOR_ROOM
+
+IDLE = frozenset({PAUSED, WAITING_FOR_ROOM})
+"""Phases in which a run does nothing until it is told to continue."""
 KEPT = 65
 _PAUSE = 4.0
 
@@ -38,16 +44,37 @@ class Eta(Struct, frozen=True, kw_only=True):
 
 
 class Pace:
-    """The progress of one attempt: its newest (time, step) pairs."""
+    """The progress of one attempt.
 
-    __slots__ = ("points",)
+    Attributes:
+        points: its newest (time, step) pairs, by a clock that stops in phases of :data:`IDLE`.
+    """
+
+    __slots__ = ("_idle", "_idle_since", "points")
 
     def __init__(self) -> None:
         self.points: deque[tuple[float, int]] = deque(maxlen=KEPT)
+        self._idle = 0.0
+        self._idle_since: float | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the newest phase is one of :data:`IDLE`."""
+        return self._idle_since is not None
+
+    def enter(self, time: float, phase: str | None) -> None:
+        """Record that a phase began."""
+        if self._idle_since is not None:
+            self._idle += max(0.0, time - self._idle_since)
+        self._idle_since = time if phase in IDLE else None
+
+    def clock(self, time: float) -> float:
+        """Return a time by the clock of the points."""
+        return (time if self._idle_since is None else min(time, self._idle_since)) - self._idle
 
     def add(self, time: float, step: int) -> None:
         """Record a finished step; one before the last, or a clock set back, restarts the estimate."""
-        points = self.points
+        points, time = self.points, self.clock(time)
         if points:
             last_time, last_step = points[-1]
             if step == last_step:

@@ -4,11 +4,21 @@ import os
 import re
 from pathlib import Path
 
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.run_files import open_file
 
+_DEMO = "/".join(DEMO_BASE.parts[-2:])
 _HEAD = 64 * 1024
 _FOLDED = r"(?:\n {2,}[^\s:][^:\n]*(?=\n|\Z))*"  # PyYAML continues on the next line where a long value has a blank
 _KEYS = re.compile(rf"^ *(?:model_name_or_path|adapter_path): *(.*{_FOLDED})", re.MULTILINE)
+
+
+def model_label(model: str) -> str:
+    """Return a base model for a cell: `demo`, a hub id, or the end of a path."""
+    if not model.startswith("/"):
+        return model
+    end = "/".join(model.rstrip("/").split("/")[-2:])
+    return "demo" if end == _DEMO else end  # of whatever installation it is
 
 
 def recipe_model(path: Path) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
-from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.metrics import metrics_of
 from stackllama_engine.contract.run_dir import ENDED
 
 from ..units import age, cut, duration, number
+from .recipe_model import model_label
 from .run_trend import sparkline
 from .runs_index import Row
 
@@ -33,13 +33,6 @@ class Column(Struct, frozen=True, kw_only=True):
     text: Callable[[Row, float], str]
     value: Callable[[Row, float], Value]
     right: bool = False
-
-
-def model_label(model: str) -> str:
-    """Return a base model for a cell: `demo`, a hub id, or the end of a path."""
-    if model == str(DEMO_BASE):
-        return "demo"
-    return "/".join(model.rstrip("/").split("/")[-2:]) if model.startswith("/") else model
 
 
 def metric_value(row: Row, name: str) -> float | None:

@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from .run_columns import metric_value, model_label, seconds_taken
+from .recipe_model import model_label
+from .run_columns import metric_value, seconds_taken
 from .runs_index import Row
 
 _WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')

@@ -12,7 +12,7 @@ from stackllama_engine.contract.run_dir import HEALTH_FILE, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
 from ..sanitise import one_line
-from .eta import KEPT, Eta, Pace, estimate
+from .eta import IDLE, KEPT, Eta, Pace, estimate
 from .file_stamp import Stamp
 from .gpu_series import GpuSeries
 from .metric_columns import Columns
@@ -109,7 +109,7 @@ class RunReader:
             return None
         if not self.attempts or self.attempts[-1] != state.attempt:
             return None
-        return estimate(self._pace.points.copy(), self.history.total_steps, now)
+        return estimate(self._pace.points.copy(), self.history.total_steps, self._pace.clock(now))
 
     def poll(self) -> bool:
         """Read what is new; return whether anything changed."""
@@ -236,7 +236,8 @@ class RunReader:
             return
         history, step = self._history, self._history.step
         phases: list[Record] = []
-        progress: list[Record] = []
+        paced: list[Record] = []  # progress, and phases that stop or start the clock of the pace
+        is_idle = self._pace.is_idle
         steps: list[float] = []
         times: list[float] = []
         for event in batch:
@@ -245,8 +246,11 @@ class RunReader:
             kind = event.kind
             if kind in ("phase", "activity"):
                 phases.append(event)
+                if kind == "phase" and (is_idle or event.phase in IDLE):
+                    paced.append(event)
+                    is_idle = event.phase in IDLE
             elif kind == "progress":
-                progress.append(event)
+                paced.append(event)
             elif event.metrics:
                 self._apply_values(event, event.metrics, step, attempt)
                 if kind == "metrics" and (not steps or steps[-1] != step):
@@ -256,7 +260,7 @@ class RunReader:
                 history.apply_facts(event)
                 self._timeline.add(event, attempt)
         self._apply_phases(phases, attempt)
-        self._apply_progress(progress, attempt)
+        self._apply_progress(paced, attempt)
         history.step, history.updated = step, batch[-1].time
         self._metrics.flush()
         self._memory.flush()
@@ -278,12 +282,15 @@ class RunReader:
             self._memory.add(step, values)
             self._history.apply_facts(event)
 
-    def _apply_progress(self, progress: list[Record], attempt: int) -> None:
-        totals = (event.total_steps for event in reversed(progress) if event.total_steps is not None)
+    def _apply_progress(self, paced: list[Record], attempt: int) -> None:
+        totals = (event.total_steps for event in reversed(paced) if event.total_steps is not None)
         self._history.total_steps = next(totals, self._history.total_steps)
         if attempt == self.attempts[-1]:
-            for event in progress[-_PACED:]:
-                if event.step is not None:
+            first = len(paced) - _PACED
+            for index, event in enumerate(paced):
+                if event.kind == "phase":
+                    self._pace.enter(event.time, event.phase)
+                elif index >= first and event.step is not None:
                     self._pace.add(event.time, event.step)
 
     def _add_times(self, steps: list[float], times: list[float]) -> None:

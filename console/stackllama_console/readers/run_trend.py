@@ -27,6 +27,8 @@ class Trend:
         """Add the newest events of an attempt; an earlier attempt's pace no longer counts, its values do."""
         self._pace = Pace()
         for event in events:
+            if event.kind == "phase":
+                self._pace.enter(event.time, event.phase)
             if event.step is None:
                 continue
             if event.kind in ("progress", "metrics"):
@@ -41,7 +43,7 @@ class Trend:
         """Return the seconds left when the newest event was written; None where they cannot be known."""
         if self._updated is None:
             return None
-        eta = estimate(self._pace.points, total_steps, self._updated)
+        eta = estimate(self._pace.points, total_steps, self._pace.clock(self._updated))
         return eta.likely if eta else None
 
     def points(self, stage: Stage) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from stackllama_engine.contract.stages import Stage
 
 from ..sanitise import one_line
 from ..units import duration
-from .recipe_model import recipe_model
+from .recipe_model import model_label, recipe_model
 
 _BEFORE_TRAINING = ("start", "load")
 _EARLIER_RUNS = 5
@@ -27,7 +27,7 @@ def waits(state: State, history: History) -> bool:
 
 
 def waiting_text(state: State, history: History, now: float, usual: float | None = None) -> str:
-    """Return ``reading weights 34%, 25 s (usually 40 s)``; empty once it trains.
+    """Return ``reading weights 34%, 25 s (usually starts in 40 s)``; empty once it trains.
 
     Args:
         state: of the run.
@@ -42,7 +42,7 @@ def waiting_text(state: State, history: History, now: float, usual: float | None
         doing = one_line((history.doing and history.at) or "loading")
     passed = max(0.0, now - (state.started or state.created))
     text = f"{doing}, {duration(passed // 5 * 5)}"
-    return f"{text} (usually {duration(usual)})" if usual else text
+    return f"{text} (usually starts in {duration(usual)})" if usual else text
 
 
 class WaitWatch:
@@ -66,7 +66,7 @@ class WaitWatch:
 def usual_wait(home: Home, run: RunDir) -> float | None:
     """Return the median seconds before the first step, of the newest runs of this stage and model; None without any."""
     try:
-        stage, model = run.read_state().stage, recipe_model(run.recipe_file)
+        stage, model = run.read_state().stage, model_label(recipe_model(run.recipe_file))
     except (StackllamaError, OSError):
         return None
     seconds = (_seconds_of(other, stage, model) for other in reversed(home.runs()) if other.id != run.id)
@@ -75,16 +75,16 @@ def usual_wait(home: Home, run: RunDir) -> float | None:
 
 
 def _seconds_of(run: RunDir, stage: Stage, model: str) -> float | None:
-    """Return the seconds before the first step of a run of one attempt; None where it is another's, or had none."""
+    """Return the seconds before the first step of a run's first attempt; None where it is another's, or had none."""
     try:
         state = run.read_state()
-        if state.stage is not stage or state.attempt != 1 or state.started is None:
+        if state.stage is not stage or model_label(recipe_model(run.recipe_file)) != model:
             return None
-        if recipe_model(run.recipe_file) != model:
-            return None
+        began = state.started if state.attempt == 1 else None  # which is the newest attempt's
         for event in itertools.islice(EventReader(run.attempt_dir(1) / "events.jsonl").read(), _FIRST_EVENTS):
+            began = event.time if began is None else began
             if event.kind == "progress" or (event.kind == "phase" and event.phase not in _BEFORE_TRAINING):
-                return max(0.0, event.time - state.started)
+                return max(0.0, event.time - began)
     except (StackllamaError, OSError):
         return None
     return None

@@ -118,11 +118,11 @@ class ConsoleApp(BaseApp):
 
         self.run_worker(open_directory(self, path))
 
-    def open_launch(self, run_id: str | None = None, changes: Mapping[str, str] | None = None) -> None:
-        """Open the launch form, filled from a run's recipe where a run is named, with changes to it."""
+    def open_launch(self, run_id: str | None = None, changes: Mapping[str, str] | None = None, *, at: str = "") -> None:
+        """Open the form, filled from a run's recipe where a run is named, with changes to it or at one of its keys."""
         from .screens.launch import LaunchScreen
 
-        self.push_screen(LaunchScreen(self.home, self.settings, clone=run_id, changes=changes))
+        self.push_screen(LaunchScreen(self.home, self.settings, clone=run_id, changes=changes, at=at))
 
     def open_demo(self) -> None:
         """Open the launch form, filled from the demo's recipe."""

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from msgspec import Struct
 from textual.app import App
+from textual.binding import Binding
+from textual.keys import format_key
 from textual.message_pump import _MessagePumpMeta  # pyright: ignore[reportPrivateUsage]
 from textual.notifications import Notify
 
@@ -50,6 +52,19 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
     settings: Settings
     _unsaved = False
     _saving = False
+
+    def get_key_display(self, binding: Binding) -> str:
+        """Return how the key line names a key; with ASCII alone ``enter`` and ``up`` where others are symbols."""
+        shown = super().get_key_display(binding)
+        if not self.options.ascii or shown.isascii():
+            return shown
+        *_, key = binding.parse_key()
+        return shown.replace(format_key(key), self.key_name(key))
+
+    def key_name(self, key: str) -> str:
+        """Return one key as a keyboard or Textual names it."""
+        shown = format_key(key)
+        return key if self.options.ascii and not shown.isascii() else shown
 
     @property
     def home(self) -> Home:
@@ -104,8 +119,8 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
         """Open the monitor of another trainer's directory; ask which run where there are several in it."""
 
     @abstractmethod
-    def open_launch(self, run_id: str | None = None, changes: Mapping[str, str] | None = None) -> None:
-        """Open the launch form, filled from a run's recipe where a run is named, with changes to it."""
+    def open_launch(self, run_id: str | None = None, changes: Mapping[str, str] | None = None, *, at: str = "") -> None:
+        """Open the form, filled from a run's recipe where a run is named, with changes to it or at one of its keys."""
 
     @abstractmethod
     def open_demo(self) -> None:

@@ -149,7 +149,8 @@ class ChartScreen(ConsoleScreen):
         choices = [Choice(value=_TITLE + title, title=title, facts=names) for title, names in charts.items()]
         if self.board.pattern is not None:
             choices.insert(0, Choice(value=_ALL, title="all metrics", facts=f"not only {self.board.pattern.pattern}"))
-        dialog = PickScreen("find metric", choices, typed=typed, hint="words of its name, or a regular expression")
+        hint = "words of its name, or a regular expression"
+        dialog = PickScreen("find metric", choices, typed=typed, hint=hint, paths=False)
         self.console_app.push_screen(dialog, self._found)
 
     def _found(self, answer: str | None) -> None:

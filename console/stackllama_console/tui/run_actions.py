@@ -60,7 +60,11 @@ class RunActions:
 
     def change(self, run_id: str) -> None:
         """Ask for a value that a running stage can change, and request it."""
-        question = f"Set a value of {run_id} while it runs: learning_rate, or for PPO kl_coef"
+        keys: list[str] = []
+
+        def refusal() -> str:
+            keys.extend(_changeable(self.home.run(run_id)))
+            return ""
 
         def check(text: str) -> str:
             try:
@@ -74,12 +78,16 @@ class RunActions:
                 self._request(run_id, "set", text)
 
         def ask_for_value() -> None:
-            asking = AskScreen(question, placeholder="key=value, e.g. learning_rate=1e-5", check=check)
+            question = f"Set a value of {run_id} while it runs: {' or '.join(keys)}"
+            asking = AskScreen(
+                question,
+                placeholder="key=value, e.g. learning_rate=1e-5",
+                check=check,
+                answers="enter  set     esc  cancel",
+            )
             self.screen.console_app.push_screen(asking, answered)
 
-        self.screen.begin(
-            self._unless(lambda: _why_unchangeable(self.home.run(run_id)), ask_for_value), group="actions"
-        )
+        self.screen.begin(self._unless(refusal, ask_for_value), group="actions")
 
     def _request(self, run_id: str, what: Ask, change: str | None = None) -> None:
         def work() -> str:
@@ -232,17 +240,21 @@ def _run_with_samples(run: RunDir) -> RunDir:
     return next((stage for stage in reversed(children_of(run)) if stage.samples_file.exists()), run)
 
 
-def _why_unchangeable(run: RunDir) -> str:
-    """Return nothing; a run whose values cannot change now is refused before anything is typed.
+def _changeable(run: RunDir) -> tuple[str, ...]:
+    """Return the keys that can change now; a run that has none is refused before anything is typed.
 
     Raises:
         RefusedError: it has ended, its stage does not train, or it is another user's.
     """
     check_run(run)
     state = reconcile(run)
-    if state.has_ended or state.stage is not Stage.PIPELINE:  # which of its stages is running is found out later
+    if state.has_ended or state.stage is not Stage.PIPELINE:
         requests.check(run.id, state, "set")
-    return ""
+        return requests.SETTABLE[state.stage]
+    at_work = next((one for stage in reversed(children_of(run)) if not (one := reconcile(stage)).has_ended), None)
+    if at_work and at_work.stage in requests.SETTABLE:
+        return requests.SETTABLE[at_work.stage]
+    return requests.SETTABLE[Stage.PPO]  # between two stages, or in a merge: what is typed is checked then
 
 
 def phase_and_stage(run: RunDir) -> tuple[str, Stage | None]:

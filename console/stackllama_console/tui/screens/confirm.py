@@ -70,6 +70,7 @@ class AskScreen(ModalScreen[str | None]):
         check: returns what is wrong with an answer, empty where nothing is; called in a thread. The line then stays
             to be fixed.
         path: the answer is a path, which tab completes.
+        answers: the keys and what they do, below the line; of a path they are named anyway.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -92,6 +93,7 @@ class AskScreen(ModalScreen[str | None]):
         *,
         check: Callable[[str], str] | None = None,
         path: bool = False,
+        answers: str = "",
     ) -> None:
         super().__init__()
         self._question = sanitise(question)
@@ -99,6 +101,7 @@ class AskScreen(ModalScreen[str | None]):
         self._placeholder = placeholder
         self._check = check
         self._path = path
+        self._answers = "enter  open     tab  complete     esc  cancel" if path else answers
         self._completed = ""  # the text whose candidates are shown
 
     def compose(self) -> ComposeResult:
@@ -110,8 +113,8 @@ class AskScreen(ModalScreen[str | None]):
             yield answer
             yield Static("", id="ask-wrong", markup=False)
             yield Static("", id="ask-names", markup=False)
-            if self._path:
-                yield Static("enter  open     tab  complete     esc  cancel", markup=False, classes="answers")
+            if self._answers:
+                yield Static(self._answers, markup=False, classes="answers")
 
     async def on_input_submitted(self, event: Input.Submitted) -> None:
         """Return the line, unless something is wrong with it."""

@@ -14,6 +14,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Static
 
 from ...paths import keymap_file
+from ..base_app import BaseApp
 
 _OURS = "stackllama_console"
 
@@ -32,9 +33,11 @@ def actions_of(screen: Screen[Any]) -> list[tuple[Binding, DOMNode]]:
 
 def key_names(node: DOMNode, binding: Binding) -> str:
     """Return the keys of a binding as they are named on a keyboard, those of the person's keymap first of all."""
-    keymap = cast("App[Any]", node.app)._keymap  # pyright: ignore
-    keys = keymap.get(binding.id or "", _all_keys(node, binding))
-    return " ".join(dict.fromkeys(map(_shown, _split(keys))))
+    app = cast("App[Any]", node.app)  # pyright: ignore[reportUnknownMemberType]
+    keys = app._keymap.get(binding.id or "", _all_keys(node, binding))  # pyright: ignore[reportPrivateUsage]
+    name = app.key_name if isinstance(app, BaseApp) else format_key
+    # a word says enter better than an arrow
+    return " ".join(dict.fromkeys(key if key == "enter" else name(key) for key in _split(keys)))
 
 
 def _rank(binding: Binding) -> int:
@@ -68,10 +71,6 @@ def keys_text(screen: Screen[Any], width: int = 30) -> Text:
             text.append(f"{name}\n", style="dim")
         text.append("\n")
     return text
-
-
-def _shown(key: str) -> str:
-    return key if key == "enter" else format_key(key)  # a word says it better than an arrow
 
 
 def _all_keys(node: DOMNode, binding: Binding) -> str:

@@ -51,6 +51,7 @@ class LaunchScreen(ConsoleScreen):
         settings: last stage and model; brought up to date by a launch.
         clone: a run whose recipe fills the form.
         changes: values to set in the copy, where the cursor then is.
+        at: the key that the cursor is on at first, where nothing is changed.
         read: reads another recipe that fills the form.
     """
 
@@ -118,11 +119,13 @@ class LaunchScreen(ConsoleScreen):
         settings: Settings,
         clone: str | None = None,
         changes: Mapping[str, str] | None = None,
+        at: str = "",
         read: Callable[[], Source] | None = None,
     ) -> None:
         super().__init__()
         self.controller = LaunchController(home, settings)
         self._changes = dict(changes or {})
+        self._at = at
         self._source = functools.partial(read_run, home, clone) if clone is not None else read
         self._planning = False
         self._picker: PickScreen | None = None
@@ -210,6 +213,9 @@ class LaunchScreen(ConsoleScreen):
             form = self.query_one(RecipeForm)
             form.apply(changes)
             form.move_to(next(iter(changes)))
+        elif self._at:
+            self.query_one(RecipeForm).move_to(self._at)
+            self._at = ""
         if source.notes:
             self.say("; ".join(note.rstrip(".") for note in source.notes))
 

@@ -59,10 +59,16 @@ class MonitorScreen(MonitorPanels):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "run('stop')", "stop", id="monitor.stop"),
         Binding("w", "run('save')", "save checkpoint", id="monitor.save"),
-        Binding("p", "run('pause')", "pause / continue", id="monitor.pause", show=False),
+        Binding("p", "run('pause')", "pause / continue", id="monitor.pause"),
         Binding("A", "run('sample')", "sample held-out prompts now", id="monitor.sample", show=False),
         Binding("V", "run('change')", "set value while running", id="monitor.change", show=False),
-        Binding("f", "fix", "fix", id="monitor.fix", tooltip="Edit a copy with the change that the cause advises"),
+        Binding(
+            "f",
+            "fix",
+            "fix",
+            id="monitor.fix",
+            tooltip="Edit a copy with the change that the cause advises, or at the key that it names",
+        ),
         Binding("r", "run('resume')", "resume", id="monitor.resume"),
         Binding("e", "run('clone')", "edit a copy", id="monitor.clone"),
         Binding("a", "run('samples')", "samples", id="monitor.samples"),
@@ -225,6 +231,8 @@ class MonitorScreen(MonitorPanels):
         there = getattr(watched.source, "elsewhere", "")
         silence, pending = silence_text(reader, moment), pending_text(watched.pending)
         notes = [*filter(None, (error, f"it is {there}" if there else "", pending, silence))]
+        if self._is_paused:
+            notes.append("p: continue")
         if reader.bad_lines:
             notes.append(f"{reader.bad_lines} lines of its events could not be read")
         state = watched.state
@@ -245,7 +253,7 @@ class MonitorScreen(MonitorPanels):
         where = f"charts {self.board.page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
         stage = str(watched.source.stage or "another trainer")
         self.set_heading(watched.source.title, stage, watched.note, where, self.board_note)
-        keys_for = self._working_keys(), pages > 1 or watched.shows_result, watched.fix
+        keys_for = self._working_keys(), self._is_paused, pages > 1 or watched.shows_result, watched.fix
         if keys_for != self._keys_for:
             self._keys_for = keys_for
             self.refresh_bindings()
@@ -265,6 +273,8 @@ class MonitorScreen(MonitorPanels):
                 return watched is not None and not watched.shows_result and self._pages > 1 and not self._hides_charts
             case "monitor.panel_1":
                 return bool(self._shown_sets) and self.has_class("-failed") and self._hides_charts
+            case "monitor.pause":
+                return self._is_paused
             case "monitor.fix":
                 return watched is not None and watched.fix is not None
             case (
@@ -278,6 +288,14 @@ class MonitorScreen(MonitorPanels):
                 return binding.id.removeprefix("monitor.") in self._working_keys()
             case _:
                 return True
+
+    @property
+    def _is_paused(self) -> bool:
+        """Whether the run, or the stage shown of a pipeline, is paused and one can continue it."""
+        watched = self._watched
+        if watched is None or watched.state is None or watched.state.has_ended or self.actions is None:
+            return False
+        return watched.reader.history.phase == PAUSED
 
     def _working_keys(self) -> frozenset[str]:
         """Return the actions that can do something: to the run, or of a pipeline to the stage that is shown."""
@@ -369,6 +387,7 @@ class MonitorScreen(MonitorPanels):
         self.set_class(height < 10, "-tiny")
         if self._watched is not None and self._series_of is not None:
             self.call_after_refresh(self.show_charts)
+            self.call_after_refresh(self._show_side)
             self.call_after_refresh(self._focus_panel)
         self.call_after_refresh(self._wrap_again)
 
@@ -411,12 +430,12 @@ class MonitorScreen(MonitorPanels):
         self.board.page = 0
 
     def action_fix(self) -> None:
-        """Open a copy in the launch form, with the change that the cause advises."""
+        """Open a copy in the launch form, with the change that the cause advises or at the key that it names."""
         fix = self._watched.fix if self._watched else None
         if fix is None:
-            self.say("f works where the cause of a failure advises a change; e: edit a copy")
+            self.say("f works where the cause of a failure advises a change or names one key; e: edit a copy")
         else:
-            self.console_app.open_launch(fix.run_id, fix.changes)
+            self.console_app.open_launch(fix.run_id, fix.changes, at=fix.key)
 
     def action_gpus(self) -> None:
         """Open the view of the GPUs, with this run's memory told from that of others."""
@@ -437,7 +456,7 @@ class MonitorScreen(MonitorPanels):
             parts.append(f"{chart_set.title}\n{chart.summary()}")
         if self.watched.shows_result:
             parts.append("\n".join(line.expandtabs() for line in self.watched.result))
-        lines = [line.plain for line in metric_lines(reader, self.watched.evaluation)]
+        lines = [line.plain for line in metric_lines(reader, self.watched.evaluation, self.size.width)]
         self.console_app.push_screen(TextScreen(self._title, "\n\n".join([*parts, "\n".join(lines)])))
 
     def action_run(self, what: str) -> None:
@@ -456,7 +475,7 @@ class MonitorScreen(MonitorPanels):
         elif what == "delete":
             self.actions.delete(run.id, then=self.action_back)
         elif what == "pause":
-            self.actions.pause(run.id, self._watched.reader.history.phase == PAUSED)
+            self.actions.pause(run.id, self._is_paused)
         else:
             getattr(self.actions, what)(run.id)
 

@@ -11,9 +11,11 @@ from ..widgets.log_panel import LogPanel
 from ..widgets.outcome import outcome_lines
 from ..widgets.panels import metric_lines, sample_lines
 from ..widgets.scroll_lines import ScrollLines
+from ..widgets.status import memory_text
 from ..widgets.text_lines import TextLines
 
 CHARTS = 4
+_EDGES = 3  # cells beside the metrics: padding and scroll bar
 _LOG, _METRICS = CHARTS, CHARTS + 1  # panels, counted on from the charts
 
 
@@ -63,10 +65,13 @@ class MonitorPanels(ChartScreen):
 
     def _show_side(self) -> None:
         watched = self.watched
-        lines = metric_lines(watched.reader, watched.evaluation)
-        if self._only == _METRICS:  # there is nothing beside them
+        alone = self._only == _METRICS  # there is nothing beside them
+        lines = metric_lines(watched.reader, watched.evaluation, self.size.width - _EDGES if alone else 0)
+        if alone:
             outcome = outcome_lines(watched.run, watched.state, self.console_app.theme_variables, watched.fix)
-            lines = [*outcome, *(lines or [Text("no metrics were recorded", style="dim")])]
+            memory = memory_text(watched.reader, watched.predicted)
+            nothing = Text(memory) if memory else Text("no metrics were recorded", style="dim")
+            lines = [*outcome, *(lines or [nothing])]
         self.query_one("#metrics", ScrollLines).show(lines)
         side = self.query_one("#sample", TextLines)
         side.show(sample_lines(watched.newest_samples, max(20, side.size.width - 1), side.size.height))

@@ -34,6 +34,7 @@ class PickScreen(ModalScreen[str | None]):
         typed: what a typed text names (a folder of models names several), asked in a thread; None where only listed
             values are of use.
         hint: what may be typed.
+        paths: whether a path may be typed, which tab completes.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -53,7 +54,14 @@ class PickScreen(ModalScreen[str | None]):
     """
 
     def __init__(
-        self, title: str, choices: Sequence[Choice], chosen: str = "", *, typed: Typed | None = None, hint: str = ""
+        self,
+        title: str,
+        choices: Sequence[Choice],
+        chosen: str = "",
+        *,
+        typed: Typed | None = None,
+        hint: str = "",
+        paths: bool = True,
     ) -> None:
         super().__init__()
         self._title = sanitise(title)
@@ -61,6 +69,7 @@ class PickScreen(ModalScreen[str | None]):
         self._chosen = chosen
         self._typed = typed
         self._hint = hint
+        self._paths = paths and typed is not None
         self._ready = False
         self._names = ("", "")  # a completed path, and its candidates
         self._typed_choices: list[Choice] = []  # what was typed, as choices of its own
@@ -69,7 +78,7 @@ class PickScreen(ModalScreen[str | None]):
         """Lay out the input line, the list, and a note on the cursor's line."""
         with Vertical(id="pick") as box:
             box.border_title = self._title
-            box.border_subtitle = f"enter selects,{' tab completes a path,' if self._typed else ''} esc cancels"
+            box.border_subtitle = f"enter selects,{' tab completes a path,' if self._paths else ''} esc cancels"
             line = Input(placeholder=self._hint or "type to filter", compact=True, max_length=4096)
             line.cursor_blink = False
             yield line
@@ -125,7 +134,7 @@ class PickScreen(ModalScreen[str | None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer completion where a path may be typed."""
-        return self._typed is not None if action == "complete" else True
+        return self._paths if action == "complete" else True
 
     def _say_names(self, names: str) -> None:
         self._names = (self.query_one(Input).value, names)

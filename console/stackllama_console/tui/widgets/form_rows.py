@@ -64,6 +64,9 @@ ASCII = Glyphs(pointer=">", changed="*", moved="#", rule="-", ellipsis="~")
 def matching(form: Form, text: str, only: Only = "") -> list[FormField]:
     """Return the fields that match every word of a text, by key, help or another name of the key.
 
+    The field that is called so comes first, then one that has this as another name, then those whose names contain
+    the words, and what only the help or the section says last; without a text the form's order stays.
+
     Args:
         form: whose fields.
         text: words.
@@ -79,7 +82,20 @@ def matching(form: Form, text: str, only: Only = "") -> list[FormField]:
         described = f"{field.key} {field.heading} {field.help} {aliases(field.name)}".lower()
         if all(word in described for word in words):
             fields.append(field)
-    return fields
+    return sorted(fields, key=lambda field: _rank(field, words)) if words else fields
+
+
+def _rank(field: FormField, words: list[str]) -> int:
+    """Return how far a field is from what was asked for; 0: it is its name."""
+    asked = " ".join(words).replace("_", " ")
+    name, others = field.name.replace("_", " "), aliases(field.name)
+    if asked in (name, field.key.lower().replace("_", " ")):
+        return 0
+    if asked in (other.replace("_", " ") for other in others.split()):
+        return 1
+    if all(word in name for word in asked.split()):
+        return 2
+    return 3 if all(word in f"{field.key} {others}" for word in words) else 4
 
 
 def build_rows(form: Form, fields: list[FormField], width: int, last_edited: str) -> list[Row]:

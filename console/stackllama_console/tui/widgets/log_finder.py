@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from ...readers.log_levels import Level
 from ...readers.log_search import MOST, LogSearch
@@ -80,13 +81,24 @@ class LogFinder:
         return self._search is None or self._search.base == reader.base
 
     @property
+    def is_searching(self) -> bool:
+        """Whether there is something left to search."""
+        return self._search is not None and not self._search.is_done
+
+    @property
     def is_waiting(self) -> bool:
         """Whether there is something to search and :meth:`run` is not doing so."""
-        return not self._running and self._search is not None and not self._search.is_done
+        return self.is_searching and not self._running
 
-    async def run(self, progress: Callable[[], None]) -> None:
-        """Search in a thread until all is searched; ``progress`` is called after each step."""
+    def run(self, progress: Callable[[], None]) -> Coroutine[Any, Any, None]:
+        """Return what searches in a thread until all is searched; ``progress`` is called after each step.
+
+        From this call on :attr:`is_waiting` is false, not only once it runs: no two threads step one search.
+        """
         self._running = True
+        return self._run(progress)
+
+    async def _run(self, progress: Callable[[], None]) -> None:
         try:
             while (search := self._search) is not None and not search.is_done:
                 await asyncio.to_thread(search.step)
@@ -105,11 +117,17 @@ class LogFinder:
         return place
 
     def after(self, place: int) -> int | None:
-        """Return the next match, of those found so far; after the last one the first."""
-        self._below = None
-        return None if self._search is None else self._search.after(place)
+        """Return the next match, of those found so far; after the last one the first.
+
+        Where there is none yet, the first one is still gone to when it comes.
+        """
+        return self._gone_to(None if self._search is None else self._search.after(place))
 
     def before(self, place: int) -> int | None:
-        """Return the match before, of those found so far; before the first one the last."""
-        self._below = None
-        return None if self._search is None else self._search.before(place)
+        """Return the match before, of those found so far; before the first one the last; without one as `after`."""
+        return self._gone_to(None if self._search is None else self._search.before(place))
+
+    def _gone_to(self, place: int | None) -> int | None:
+        if place is not None:
+            self._below = None
+        return place

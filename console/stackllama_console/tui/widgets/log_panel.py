@@ -61,9 +61,9 @@ class LogPanel(Vertical):
 
     @on(Input.Submitted, "#log-search")
     def _submitted(self, event: Input.Submitted) -> None:
-        """Go to the next match; what is typed stays to be changed where there is none."""
+        """Go to the next match, or to the first as soon as it is found; text without a match stays to be changed."""
         view = self.query_one(LogView)
-        if view.next_match():
+        if view.next_match() or view.searching:
             view.focus()
         self._say()
 

@@ -131,6 +131,11 @@ class LogView(Widget, can_focus=True):
         return self._finder.position
 
     @property
+    def searching(self) -> bool:
+        """Whether there may be matches that are not found yet."""
+        return self._finder.is_searching
+
+    @property
     def rows(self) -> list[str]:
         """The rows in sight as text, gutter included, before they are cut at the right edge."""
         return [row.gutter + row.text for row in self._drawn]

@@ -7,6 +7,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
+from stackllama_engine.contract.checkpoints import sealed
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
 
@@ -21,7 +22,9 @@ _LAST_LINES = 6
 _LABEL = 7  # cells before what a line says
 _GPU_ERROR = re.compile(r"a gpu error was logged|\bxid \d|\becc error")
 """A defective GPU; tried before memory, as Xid 31 is a GPU memory page fault."""
-_OUT_OF_MEMORY = re.compile(r"out[ -]of[ -](?:gpu )?memory|outofmemory|for its memory use")
+_OUT_OF_MEMORY = re.compile(r"out[ -]of[ -](?:gpu )?memory(?! killer was not)|outofmemory|for its memory use")
+
+_KILLED_BY_OTHERS = "out-of-memory killer was not active"
 
 
 class OutcomePanel(Vertical):
@@ -65,10 +68,10 @@ def advice_lines(run: RunDir, state: State, fix: Fix | None = None) -> list[Text
     """Return what to press next, then how it ended."""
     lines: list[Text] = []
     if fix is not None:
-        line = Text("fix    f: edit a copy")
+        line = Text("fix    f: edit a copy" if fix.changes else "fix    f: open a copy")
         line.append(f" of {one_line(fix.run_id)}" if fix.run_id != run.id else "")
-        line.append(" with ")
-        line.append(one_line(fix.words), style="bold")
+        line.append(" with " if fix.changes else " at ")
+        line.append(one_line(fix.words) if fix.changes else f"`{fix.key}`", style="bold")
         lines.append(line)
     lines.append(Text(f"{'or ' if fix else 'try'}    {advice(run, state)}"))
     if state.exit_code is not None:
@@ -103,11 +106,15 @@ def advice(run: RunDir, state: State) -> str:
     """Return what to press next, by what went wrong."""
     cause = (state.cause or "").lower()
     if state.exit_code == 2:
-        return "e: fix the recipe in the form and relaunch; r: try the same again"
+        return "e: fix the recipe in the form and relaunch"
     if _GPU_ERROR.search(cause):
         return f"see the log and `dmesg` for the GPU error, then r: {resume_in_words(state.stage)}"
     if _OUT_OF_MEMORY.search(cause):
-        return "e: smaller batch, shorter sequences or 4-bit weights; the form's budget shows what fits"
+        smaller = "e: smaller batch, shorter sequences or 4-bit weights; the form's budget shows what fits"
+        return f"{smaller}; r: {resume_in_words(state.stage)}" if sealed(run.checkpoints) else smaller
+    if _KILLED_BY_OTHERS in cause:
+        again = resume_in_words(state.stage) if sealed(run.checkpoints) else "try the same again"
+        return f"r: {again}; e: edit a copy of the recipe"
     if "nan" in cause or "infinity" in cause or "became" in cause:
         return "e: lower learning_rate, or use bf16 instead of fp16; r: resume from the last checkpoint"
     if "no space" in cause or "disk" in cause:

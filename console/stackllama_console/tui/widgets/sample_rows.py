@@ -104,9 +104,11 @@ def facts(sample: Sample) -> Text:
 
 
 def _reward(sample: Sample) -> str:
-    """Return the reward, and its components where there is more than one."""
+    """Return the reward, and its components where there is more than one; empty where there is none."""
     parts = [f"{name.replace('_', ' ')} {figure(value)}" for name, value in sample.rewards.items()]
-    return f"reward {figure(sample.reward)}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
+    known = ["reward"] if sample.reward is None else ["reward", figure(sample.reward)]
+    known += [f"({', '.join(parts)})"] if len(parts) > 1 else []
+    return " ".join(known) if len(known) > 1 else ""
 
 
 def sample_text(sample: Sample) -> Text:
@@ -126,7 +128,7 @@ def side_text(title: str, sample: Sample | None) -> Text:
     text = Text(f"{title}\n", style="bold")
     if sample is None:
         return text.append("no response yet", style="not bold dim")
-    values = [f"reward {figure(sample.reward)}"]
+    values = [f"reward {figure(sample.reward)}"] if sample.reward is not None else []
     if sample.utility is not None:
         values.append(f"{_UTILITY} {figure(sample.utility)}")
     if sample.kl is not None:
