@@ -46,7 +46,7 @@ def test_a_run_waits_until_the_other_has_ended_and_then_starts(runs: Runs) -> No
     assert state.started >= (first.read_state().ended or 0) - 0.01
 
 
-def test_a_run_is_stopped_while_it_waits_and_starts_at_once_when_it_is_resumed(runs: Runs, fake_stages: None) -> None:
+def test_a_run_that_is_stopped_while_it_waits_waits_again_when_it_is_resumed(runs: Runs, fake_stages: None) -> None:
     first = runs.start("until-released", "first")
     second = _after(runs, "second", "first")
     wait_for_phase(second, "queued")
@@ -54,9 +54,21 @@ def test_a_run_is_stopped_while_it_waits_and_starts_at_once_when_it_is_resumed(r
     assert (state.phase, state.exit_code, state.waiting) == ("stopped", 75, None)
     assert state.cause == "It was stopped while it waited for its turn; nothing had run."
     assert not (second.attempt_dir(1) / "log.txt").exists()
-    launcher.resume(runs.home, "second")
+    assert launcher.resume(runs.home, "second").read_state().waiting == "waiting for first to end"
+    wait_for(lambda: second.read_state().supervisor is not None)
+    assert second.read_state().phase == "queued" and second.read_launch().after == "first"
+    (first.path / "release").touch()
     wait_for_phase(second, "finished")
-    assert not first.read_state().has_ended
+    assert first.read_state().has_ended
+
+
+def test_a_run_that_has_had_its_turn_does_not_wait_again(runs: Runs, fake_stages: None) -> None:
+    run = _after(runs, "second", "deleted", "fail")
+    wait_for_phase(run, "failed")
+    wait_for(lambda: not run.lock_is_held())
+    launcher.resume(runs.home, "second")
+    wait_for_phase(run, "finished")
+    assert run.read_launch().after is None
 
 
 @pytest.mark.parametrize("how", ["failed", "deleted", "alive"])

@@ -100,7 +100,8 @@ class RunActions:
             run = self.home.run(run_id)
             notice = unrecorded_notice(run, load_own_recipe(run, run.read_state().stage))
             resume(self.home, run_id, recipe_changed=recipe_changed, function_changed=function_changed)
-            return notice or f"{run_id} resumed"
+            waiting = run.read_state().waiting
+            return notice or (f"{run_id} is {waiting}" if waiting else f"{run_id} resumed")
 
         def confirm(key: str) -> None:
             confirmed = {"recipe_changed": recipe_changed, "function_changed": function_changed} | {key: True}
