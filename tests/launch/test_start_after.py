@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stackllama_engine.contract.errors import RefusedError, UsageError
+from stackllama_engine.contract.events import Event, Kind
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -175,3 +176,29 @@ def test_runs_that_wait_start_one_at_a_time(home: Home, monkeypatch: pytest.Monk
     turns[0].end()
     told.clear()
     assert turns[1].wait() and (home.path / "queue.lock").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "step", "ends"),
+    [
+        (Stage.PPO, "progress", 0, False),
+        (Stage.PPO, "metrics", 0, False),  # of the evaluation before the first step
+        (Stage.PPO, "samples", 1, False),
+        (Stage.PPO, "progress", 1, True),
+        (Stage.PIPELINE, "progress", 0, False),
+        (Stage.PIPELINE, "progress", 3, False),
+    ],
+)
+def test_a_turn_lasts_until_the_first_step_and_a_pipelines_until_its_end(
+    home: Home, monkeypatch: pytest.MonkeyPatch, stage: Stage, kind: Kind, step: int, ends: bool
+) -> None:
+    monkeypatch.setattr("stackllama_engine.launch.start_after.need_of", lambda *_: Need(GIB, None))
+    monkeypatch.setattr("stackllama_engine.launch.start_after.no_room", lambda _: "")
+    told: list[str] = []
+    first = Turn(_run(home, Stage.SFT, "one"), _launch(), stage, lambda: False, told.append)
+    assert first.wait()
+    first.event(Event(seq=1, time=1.0, kind=kind, step=step))
+    second = Turn(_run(home, Stage.SFT, "two"), _launch(), Stage.SFT, lambda: len(told) > 0, told.append)
+    assert second.wait() == ends
+    first.end()
+    second.end()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from ..contract.atomic_files import open_private
 from ..contract.children import children_of
 from ..contract.errors import RefusedError, UsageError
+from ..contract.events import Event
 from ..contract.run_dir import Home, Launch, RunDir
 from ..contract.stages import Stage
 from .gpu_room import Need, need_of, no_room
@@ -44,6 +45,7 @@ class Turn:
         self._home = run.path.parents[1]
         self._stopped = stopped
         self._tell = tell
+        self._stage = stage
         self._lock: int | None = None
         self._told = ""
         self._need = _need(run, launch, stage)
@@ -63,6 +65,14 @@ class Turn:
             time.sleep(_POLL)
         self.end()
         return False
+
+    def event(self, event: Event) -> None:
+        """End the turn with the first step that the worker has done: it has the memory that it needs.
+
+        A pipeline's coordinator counts stages, and each stage takes memory of its own.
+        """
+        if event.kind == "progress" and (event.step or 0) >= 1 and self._stage is not Stage.PIPELINE:
+            self.end()
 
     def end(self) -> None:
         """Let the next run have its turn; does nothing where that was done."""

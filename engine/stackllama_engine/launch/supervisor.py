@@ -223,8 +223,8 @@ class Supervisor:
             any_event = True
             if event.kind == "end":
                 self._end = event
-            if event.step is not None and self._turn is not None:  # it has the memory that it needs
-                self._turn.end()
+            if self._turn is not None:
+                self._turn.event(event)
             if event.kind == "checkpoint" and self._last_event is not None:
                 began, since = self._last_event  # the event before it was the last thing before the save
                 passed = self._polled - since  # by the monotonic clock, which nobody sets
