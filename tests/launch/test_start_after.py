@@ -178,6 +178,30 @@ def test_runs_that_wait_start_one_at_a_time(home: Home, monkeypatch: pytest.Monk
     assert turns[1].wait() and (home.path / "queue.lock").is_file()
 
 
+def test_a_run_without_room_does_not_keep_the_turn(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, idle = Need(GIB, (0,)), Need(GIB, (1,))
+    looks: list[Need] = []
+
+    def room(need: Need) -> str:
+        looks.append(need)
+        return "no room" if need is full and len(looks) > 1 else ""  # it is taken between its two looks
+
+    monkeypatch.setattr("stackllama_engine.launch.start_after.need_of", lambda run, *_: full if run.id == "a" else idle)
+    monkeypatch.setattr("stackllama_engine.launch.start_after.no_room", room)
+    told: list[str] = []
+    starts = Turn(_run(home, Stage.SFT, "b"), _launch(), Stage.SFT, lambda: len(told) > 1, told.append)
+    began: list[bool] = []
+
+    def other_starts() -> bool:
+        if told:
+            began.append(starts.wait())
+        return bool(told)
+
+    waits = Turn(_run(home, Stage.SFT, "a"), _launch(), Stage.SFT, other_starts, told.append)
+    assert not waits.wait() and told == ["no room"] and looks[:2] == [full, full] and began == [True]
+    starts.end()
+
+
 @pytest.mark.parametrize(
     ("stage", "kind", "step", "ends"),
     [

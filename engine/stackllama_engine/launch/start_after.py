@@ -1,8 +1,8 @@
 """A run's wait for its turn: until another run has ended, and its GPUs have room for it.
 
 The supervisor waits, so that it outlives the terminal and a logout, holds the run's lock and can be asked to stop. Runs
-of one home that wait take turns: the first one that may start holds ``queue.lock`` until it has done its first step
-(a pipeline: until it has ended), because memory that a run is going to take looks free until then.
+of one home that have room take turns: the first one holds ``queue.lock`` until it has done its first step (a pipeline:
+until it has ended), because memory that a run is going to take looks free until then.
 """
 
 import contextlib
@@ -83,9 +83,15 @@ class Turn:
     def _why_not_yet(self) -> str:
         if _is_alive(RunDir(self._after)):
             return f"waiting for {self._after.name} to end"
-        if self._need.any and self._lock is None and not self._take_turn():
+        if why := no_room(self._need):  # without the turn: a run for another GPU may have room
+            return why
+        if not self._need.any:
+            return ""
+        if not self._take_turn():
             return "waiting for another queued run to start"
-        return no_room(self._need)
+        if why := no_room(self._need):  # whoever had the turn has taken it
+            self.end()
+        return why
 
     def _take_turn(self) -> bool:
         """Take the lock; True as well where this file system has none: then only memory decides."""
