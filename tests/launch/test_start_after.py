@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.events import Event, Kind
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
@@ -13,6 +14,7 @@ from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.gpu_room import Need, need_of, no_room
+from stackllama_engine.launch.gpus import Card
 from stackllama_engine.launch.nvml import Gpu
 from stackllama_engine.launch.processes import send
 from stackllama_engine.launch.reconcile import reconcile
@@ -151,8 +153,6 @@ def _launch(**environment: str) -> Launch:
 
 
 def test_need_is_the_budgets_estimate_on_the_runs_own_gpus(home: Home, tmp_path: Path) -> None:
-    from stackllama_engine.contract.base import DEMO_BASE
-
     base = {"model_name_or_path": str(DEMO_BASE), "base_precision": "dtype", "gradient_checkpointing": False}
     run = _run(home, Stage.SFT, "on-gpu", **base)
     need = need_of(run, _launch(ACCELERATE_USE_CPU="false", CUDA_VISIBLE_DEVICES="3,5"), Stage.SFT)
@@ -161,6 +161,19 @@ def test_need_is_the_budgets_estimate_on_the_runs_own_gpus(home: Home, tmp_path:
     assert not on_cpu.any
     elsewhere = _run(home, Stage.SFT, "unknown", **(base | {"model_name_or_path": "nobody/has-this"}))
     assert need_of(elsewhere, _launch(), Stage.SFT).bytes is None
+
+
+def test_need_includes_the_share_of_the_gpu_that_vllm_takes(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"model_name_or_path": str(DEMO_BASE), "dtype": "bfloat16", "reward_model_path": "nowhere"}
+    own = {"base_precision": "dtype", "gradient_checkpointing": False, "vllm_gpu_memory_utilization": 0.25}
+    needs: list[int | None] = []
+    for name, card in (("large", Card("A GPU", 80 * GIB)), ("small", Card("A GPU", 40 * GIB)), ("unknown", None)):
+        monkeypatch.setattr("stackllama_engine.launch.gpu_room.first_card", lambda _, card=card: card)
+        run = _run(home, Stage.PPO, name, **base, **own, use_vllm=True)
+        needs.append(need_of(run, _launch(CUDA_VISIBLE_DEVICES="0"), Stage.PPO).bytes)
+    large, small, unknown = needs
+    assert unknown is None and large is not None and small is not None
+    assert small > 10 * GIB and 10 * GIB <= large - small < 12 * GIB  # a quarter of 40 GiB and its margin
 
 
 def test_runs_that_wait_start_one_at_a_time(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

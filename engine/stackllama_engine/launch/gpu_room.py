@@ -14,7 +14,7 @@ from ..contract.run_dir import Launch, RunDir
 from ..contract.stages import Stage
 from .expected import TrainedRecipe, model_files, own_reward
 from .gpu_watch import watched_cards
-from .gpus import visible_gpus
+from .gpus import first_card, visible_gpus
 from .nvml import Gpu, known_gpus
 from .preflight import training_stages
 
@@ -90,4 +90,11 @@ def _bytes(recipe: TrainedRecipe) -> int | None:
         return None
     if least.unknown(recipe, architecture, reward):
         return None
-    return estimate(recipe, architecture, gpus=recipe.num_processes or 1, on_gpu=True, reward=reward).device[1]
+    total = None
+    if isinstance(recipe, PPORecipe) and recipe.use_vllm:  # which takes a share of the whole GPU
+        card = first_card(_SECONDS)
+        if card is None:
+            return None
+        total = card.memory
+    gpus = recipe.num_processes or 1
+    return estimate(recipe, architecture, gpus=gpus, on_gpu=True, reward=reward, device_bytes=total).device[1]
