@@ -22,6 +22,7 @@ from stackllama_engine.launch.run_requests import stop
 from stackllama_engine.launch.start_after import Turn
 
 from .conftest import Runs, wait_for, wait_for_phase
+from .fake_nvml import FakeNvml
 
 GIB = 1 << 30
 
@@ -134,6 +135,25 @@ def _gpu(free: float, index: int = 0) -> Gpu:
 )
 def test_room_by_the_budgets_word(need: Need, free: list[float], why: str) -> None:
     assert no_room(need, lambda _: [_gpu(each, index) for index, each in enumerate(free)]) == why
+
+
+def test_a_desktop_is_nobody_to_wait_for(gpus: FakeNvml) -> None:
+    need = Need(75 * GIB, None)  # of 80 GiB, with 70 free
+    assert no_room(need)
+    gpus.drawing = {100: 7 * GIB, 101: GIB, 102: None}
+    assert no_room(need) == ""
+    gpus.drawing = {100: GIB, gpus.pid: 7 * GIB}  # which computes too
+    assert no_room(need)
+
+
+def test_a_pipeline_waits_for_the_gpus_of_its_largest_stage(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,2,0")
+    monkeypatch.setattr("stackllama_engine.launch.gpus._device_count", lambda: 4)
+    for name, most, cards in (("two", {"num_processes": 2}, (3, 1)), ("all", {}, (3, 1, 2, 0))):
+        stages = {"sft": {"num_processes": 1}, "reward": most, "ppo": {"num_processes": 1}}
+        recipe = build_recipe(Stage.PIPELINE, {"model_name_or_path": "nobody/has-this"} | stages)
+        run = home.create(Stage.PIPELINE, dump_recipe(recipe), name)
+        assert need_of(run, _launch(), Stage.PIPELINE).cards == cards
 
 
 def test_a_driver_that_does_not_answer_is_waited_for() -> None:
