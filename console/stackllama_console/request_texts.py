@@ -48,6 +48,11 @@ def pending_requests(run: RunDir) -> list[str]:
     return pending
 
 
+def asked_to_stop(*, queued: bool) -> str:
+    """Say what a run was asked for; one that is queued has nothing to save."""
+    return "asked to stop" if queued else ASKED_TO_STOP
+
+
 def already_ended(run_id: str, state: State) -> str:
     """Say that there is nothing to stop, in a sentence without its period."""
     return f"{run_id} has already ended: {state.phase}"

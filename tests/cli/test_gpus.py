@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pynvml  # pyright: ignore[reportMissingTypeStubs]
@@ -11,6 +12,8 @@ from tests.launch.conftest import gpus
 from tests.launch.fake_nvml import GIB, FakeNvml
 
 from stackllama_console.cli import gpus as command
+from stackllama_console.readers.gpu_processes import gpu_processes
+from stackllama_console.readers.machine import Machine
 
 __all__ = ["gpus"]
 
@@ -78,3 +81,23 @@ def test_a_terminal_is_drawn_over(
     for drawn in (first, second):
         lines = drawn.replace("\x1b[J", "").splitlines()
         assert len(lines) == 3 and all(len(line.replace("\x1b[K", "")) < 40 for line in lines)
+
+
+def test_many_gpus_take_the_way_that_fits_and_the_rest_is_counted(
+    gpus: FakeNvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpus.count = 16
+    reading = Machine(tmp_path).read()
+    rows = {}
+    for height in (24, 4):
+        size = os.terminal_size((100, height))
+        monkeypatch.setattr(command.shutil, "get_terminal_size", lambda *_, size=size: size)
+        rows[height] = ["".join(text for text, _ in line) for line in command._fitting(reading, (), False)]
+    assert len(rows[24]) <= 23 and not any("more lines" in row for row in rows[24])
+    assert len(rows[4]) == 2 and rows[4][0].startswith("16 GPUs")
+    monkeypatch.setattr(command.shutil, "get_terminal_size", lambda *_: os.terminal_size((100, 2)))
+    assert command._fitting(reading, (), False)[0][0][0].startswith("… and ")  # not "no GPU"
+    processes = gpu_processes(reading.gpus)  # 48
+    monkeypatch.setattr(command.shutil, "get_terminal_size", lambda *_: os.terminal_size((100, 24)))
+    lines = ["".join(text for text, _ in line) for line in command._fitting(reading, processes, False)]
+    assert len(lines) == 23 and lines[-1].startswith("… and ") and lines[-1].endswith(" more lines")

@@ -32,6 +32,8 @@ class FakeNvml:
         self.pid = os.getpid()
         self.uncorrected = 0
         self.rows: tuple[int, int, int, int] = (0, 0, 0, 0)
+        self.drawing: dict[int, int | None] = {}
+        """Processes of a desktop: pid → bytes."""
         self.reported: list[tuple[int, int]] = []
         """Xid errors to report next: index and number."""
         self.registered: list[int] = []
@@ -96,6 +98,10 @@ class FakeNvml:
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:
         self._may("old reasons")
         return self.bits
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: int) -> list[Any]:
+        self._may("graphics")
+        return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in self.drawing.items()]
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:
         self._may("processes")

@@ -97,7 +97,44 @@ def test_records_within_a_step_lie_between_it_and_the_next(tmp_path: Path, clock
     recorder.event(step(12, 1050.0))
     recorder.poll([gpu()], ())
     places = [event.data["position"] for event in written(tmp_path)]
-    assert places == [10, 11, 11.25, 11.5, 11.75, 11.999, 11.999, 12]
+    # 15 s are 0.75 of a step, placed at 1 - 1 / (4 * 0.75); 20 and 25 s likewise
+    assert places == [10, 11, 11.25, 11.5, 11.666666667, 11.75, 11.8, 12]
+
+
+def test_every_record_of_a_step_that_lasts_is_a_point_of_its_own(tmp_path: Path, clock: Clock) -> None:
+    recorder = GpuRecorder(tmp_path, clock)
+    recorder.event(step(4, 100.0))
+    clock.now += 1
+    recorder.event(step(5, 101.0))  # 1 s per step
+    for _ in range(1000):  # nearly an hour and a half
+        recorder.poll([gpu()], ())
+        clock.now += 5
+    places = [event.data["position"] for event in written(tmp_path)]
+    assert len(places) == 1000 and places == sorted(set(places)) and places[0] == 5 and places[-1] < 6
+
+
+def test_a_rollback_continues_from_its_smaller_step(tmp_path: Path, clock: Clock) -> None:
+    recorder = GpuRecorder(tmp_path, clock)
+    for number, kind in ((8, "progress"), (9, "progress"), (7, "samples"), (6, "progress"), (7, "progress")):
+        recorder.event(Event(seq=1, time=clock.now, kind=kind, step=number))  # type: ignore[arg-type]
+        recorder.poll([gpu()], ())
+        clock.now += 10
+    assert [event.data["position"] for event in written(tmp_path)] == [8, 9, 9.75, 6, 7]
+
+
+def test_a_first_attempt_records_from_its_start_on(tmp_path: Path, clock: Clock) -> None:
+    recorder = GpuRecorder(tmp_path, clock, step=0)
+    for _ in range(3):  # 0, 15 and 30 s of an assumed minute
+        recorder.poll([gpu()], ())
+        clock.now += 15
+    recorder.event(step(0, 45.0))
+    recorder.poll([gpu()], ())  # 45 s
+    clock.now += 5
+    recorder.event(step(1, 55.0))  # 10 s, by the worker's clock
+    clock.now += 5
+    recorder.poll([gpu()], ())
+    places = [event.data["position"] for event in written(tmp_path)]
+    assert places == [0, 0.25, 0.5, 0.666666667, 1.5]
 
 
 def test_the_time_between_records_doubles(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +213,18 @@ def test_a_run_on_the_cpu_records_no_gpu(gpus: FakeNvml, run: RunDir, clock: Clo
     assert not (run.attempt_dir(1) / GPU_FILE).exists()
 
 
+def test_a_resumed_attempt_waits_for_its_first_step(gpus: FakeNvml, run: RunDir, clock: Clock) -> None:
+    """What it would record before may lie where the attempt before it recorded."""
+    (run.attempt_dir(1) / GPU_FILE).touch()
+    run.attempt_dir(2).mkdir()
+    launch = Launch(argv=[], cwd="/", host="here", created=1.0)
+    for attempt in (1, 2):
+        watching = Watch(run, run.attempt_dir(attempt), launch, Stage.SFT, clock)
+        watching.poll()
+        watching.end()
+    assert written(run.attempt_dir(1)) and not (run.attempt_dir(2) / GPU_FILE).exists()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("count", [1, 8])
 def test_the_real_supervisor_records(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -185,5 +234,5 @@ def test_the_real_supervisor_records(runs: Runs, tmp_path: Path, monkeypatch: py
     run = runs.start("trains")
     wait_for(lambda: (run.attempt_dir(1) / GPU_FILE).exists() and bool(written(run.attempt_dir(1))))
     (record, *_) = written(run.attempt_dir(1))
-    assert record.step == 1 and record.metrics["gpu/0/power"] == 312.4
+    assert record.metrics["gpu/0/power"] == 312.4
     assert {of[0] for name in record.metrics if (of := gpu_of(name))} == set(range(count))

@@ -6,7 +6,8 @@ import pytest
 
 from stackllama_engine.contract import children
 from stackllama_engine.contract.errors import UsageError
-from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.on_end import VARIABLE, command_of, person_command, run_command
 from stackllama_engine.launch.supervisor_log import SUPERVISOR_LOG
 
@@ -46,13 +47,44 @@ def test_the_attempts_own_command_goes_first(runs: Runs, settings: Path, monkeyp
     assert f"on_end (stopped): exit code 0\nmine {run.path}, none" in log_of(run)
 
 
-def test_a_run_of_a_pipeline_leaves_it_to_the_pipeline(
+def test_a_stage_leaves_its_end_to_the_pipeline_and_tells_of_a_stall_by_its_id(
     home: Home, runs: Runs, settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings.write_text("on_end: echo hello\n")
+    settings.write_text("on_end: echo $STACKLLAMA_RUN_ID $STACKLLAMA_RUN_STAGE $STACKLLAMA_RUN_PATH\n")
     monkeypatch.setattr(children, "known_parents", lambda run: ["whole", "other"])
-    assert command_of(runs.create("whole-sft")) is None
-    assert command_of(runs.create("mine")) == "echo hello"
+    pipeline, stage = runs.create("whole"), runs.create("whole-sft")
+    folder = stage.attempt_dir(1)
+    folder.mkdir()
+    run_command(stage, folder, State(stage=Stage.SFT, phase="failed"))
+    assert log_of(stage) == ""
+    run_command(stage, folder, State(stage=Stage.SFT, phase="stalled"))
+    assert f"on_end (stalled): exit code 0\nwhole sft {pipeline.path}\n" in log_of(stage)
+    assert command_of(runs.create("mine"), State(stage=Stage.SFT, phase="failed")) is not None
+
+
+def test_a_command_of_a_stall_outlives_the_attempt_and_keeps_its_exit_code(
+    runs: Runs, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = "until [ -e $STACKLLAMA_RUN_PATH/go ]; do sleep 0.05; done; exit 3"
+    settings.write_text(f"on_end: '[ $STACKLLAMA_RUN_STATE = stopped ] && exit 4; {waits}'\n")
+    monkeypatch.setenv("STACKLLAMA_STALL_LOAD", "0.3")
+    run = runs.start("until-stopped")
+    wait_for_phase(run, "stalled")
+    run.request("stop")
+    wait_for(lambda: "on_end (stopped): exit code 4" in log_of(run))
+    assert not run.lock_is_held() and "on_end (stalled)" not in log_of(run)
+    (run.path / "go").touch()
+    wait_for(lambda: "on_end (stalled): exit code 3" in log_of(run))
+
+
+def test_a_command_that_ends_while_its_run_continues_keeps_its_exit_code(
+    runs: Runs, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.write_text("on_end: 'sleep 0.3; exit 3'\n")  # longer than a poll
+    monkeypatch.setenv("STACKLLAMA_STALL_LOAD", "0.3")
+    run = runs.start("until-stopped")
+    wait_for(lambda: "on_end (stalled): exit code 3" in log_of(run))
+    run.request("stop")
 
 
 def test_a_command_that_hangs_is_killed_and_its_output_kept(runs: Runs, settings: Path) -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.errors import RefusedError, UsageError
+from stackllama_engine.contract.events import Event, Kind
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.gpu_room import Need, need_of, no_room
+from stackllama_engine.launch.gpus import Card
 from stackllama_engine.launch.nvml import Gpu
 from stackllama_engine.launch.processes import send
 from stackllama_engine.launch.reconcile import reconcile
@@ -19,6 +22,7 @@ from stackllama_engine.launch.run_requests import stop
 from stackllama_engine.launch.start_after import Turn
 
 from .conftest import Runs, wait_for, wait_for_phase
+from .fake_nvml import FakeNvml
 
 GIB = 1 << 30
 
@@ -46,7 +50,7 @@ def test_a_run_waits_until_the_other_has_ended_and_then_starts(runs: Runs) -> No
     assert state.started >= (first.read_state().ended or 0) - 0.01
 
 
-def test_a_run_is_stopped_while_it_waits_and_starts_at_once_when_it_is_resumed(runs: Runs, fake_stages: None) -> None:
+def test_a_run_that_is_stopped_while_it_waits_waits_again_when_it_is_resumed(runs: Runs, fake_stages: None) -> None:
     first = runs.start("until-released", "first")
     second = _after(runs, "second", "first")
     wait_for_phase(second, "queued")
@@ -54,9 +58,21 @@ def test_a_run_is_stopped_while_it_waits_and_starts_at_once_when_it_is_resumed(r
     assert (state.phase, state.exit_code, state.waiting) == ("stopped", 75, None)
     assert state.cause == "It was stopped while it waited for its turn; nothing had run."
     assert not (second.attempt_dir(1) / "log.txt").exists()
-    launcher.resume(runs.home, "second")
+    assert launcher.resume(runs.home, "second").read_state().waiting == "waiting for first to end"
+    wait_for(lambda: second.read_state().supervisor is not None)
+    assert second.read_state().phase == "queued" and second.read_launch().after == "first"
+    (first.path / "release").touch()
     wait_for_phase(second, "finished")
-    assert not first.read_state().has_ended
+    assert first.read_state().has_ended
+
+
+def test_a_run_that_has_had_its_turn_does_not_wait_again(runs: Runs, fake_stages: None) -> None:
+    run = _after(runs, "second", "deleted", "fail")
+    wait_for_phase(run, "failed")
+    wait_for(lambda: not run.lock_is_held())
+    launcher.resume(runs.home, "second")
+    wait_for_phase(run, "finished")
+    assert run.read_launch().after is None
 
 
 @pytest.mark.parametrize("how", ["failed", "deleted", "alive"])
@@ -121,6 +137,25 @@ def test_room_by_the_budgets_word(need: Need, free: list[float], why: str) -> No
     assert no_room(need, lambda _: [_gpu(each, index) for index, each in enumerate(free)]) == why
 
 
+def test_a_desktop_is_nobody_to_wait_for(gpus: FakeNvml) -> None:
+    need = Need(75 * GIB, None)  # of 80 GiB, with 70 free
+    assert no_room(need)
+    gpus.drawing = {100: 7 * GIB, 101: GIB, 102: None}
+    assert no_room(need) == ""
+    gpus.drawing = {100: GIB, gpus.pid: 7 * GIB}  # which computes too
+    assert no_room(need)
+
+
+def test_a_pipeline_waits_for_the_gpus_of_its_largest_stage(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,2,0")
+    monkeypatch.setattr("stackllama_engine.launch.gpus._device_count", lambda: 4)
+    for name, most, cards in (("two", {"num_processes": 2}, (3, 1)), ("all", {}, (3, 1, 2, 0))):
+        stages = {"sft": {"num_processes": 1}, "reward": most, "ppo": {"num_processes": 1}}
+        recipe = build_recipe(Stage.PIPELINE, {"model_name_or_path": "nobody/has-this"} | stages)
+        run = home.create(Stage.PIPELINE, dump_recipe(recipe), name)
+        assert need_of(run, _launch(), Stage.PIPELINE).cards == cards
+
+
 def test_a_driver_that_does_not_answer_is_waited_for() -> None:
     def silent(_: float) -> list[Gpu]:
         raise RefusedError("NVML has not answered for 2 s: the GPU driver hangs.")
@@ -138,8 +173,6 @@ def _launch(**environment: str) -> Launch:
 
 
 def test_need_is_the_budgets_estimate_on_the_runs_own_gpus(home: Home, tmp_path: Path) -> None:
-    from stackllama_engine.contract.base import DEMO_BASE
-
     base = {"model_name_or_path": str(DEMO_BASE), "base_precision": "dtype", "gradient_checkpointing": False}
     run = _run(home, Stage.SFT, "on-gpu", **base)
     need = need_of(run, _launch(ACCELERATE_USE_CPU="false", CUDA_VISIBLE_DEVICES="3,5"), Stage.SFT)
@@ -148,6 +181,19 @@ def test_need_is_the_budgets_estimate_on_the_runs_own_gpus(home: Home, tmp_path:
     assert not on_cpu.any
     elsewhere = _run(home, Stage.SFT, "unknown", **(base | {"model_name_or_path": "nobody/has-this"}))
     assert need_of(elsewhere, _launch(), Stage.SFT).bytes is None
+
+
+def test_need_includes_the_share_of_the_gpu_that_vllm_takes(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"model_name_or_path": str(DEMO_BASE), "dtype": "bfloat16", "reward_model_path": "nowhere"}
+    own = {"base_precision": "dtype", "gradient_checkpointing": False, "vllm_gpu_memory_utilization": 0.25}
+    needs: list[int | None] = []
+    for name, card in (("large", Card("A GPU", 80 * GIB)), ("small", Card("A GPU", 40 * GIB)), ("unknown", None)):
+        monkeypatch.setattr("stackllama_engine.launch.gpu_room.first_card", lambda _, card=card: card)
+        run = _run(home, Stage.PPO, name, **base, **own, use_vllm=True)
+        needs.append(need_of(run, _launch(CUDA_VISIBLE_DEVICES="0"), Stage.PPO).bytes)
+    large, small, unknown = needs
+    assert unknown is None and large is not None and small is not None
+    assert small > 10 * GIB and 10 * GIB <= large - small < 12 * GIB  # a quarter of 40 GiB and its margin
 
 
 def test_runs_that_wait_start_one_at_a_time(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,3 +209,53 @@ def test_runs_that_wait_start_one_at_a_time(home: Home, monkeypatch: pytest.Monk
     turns[0].end()
     told.clear()
     assert turns[1].wait() and (home.path / "queue.lock").is_file()
+
+
+def test_a_run_without_room_does_not_keep_the_turn(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, idle = Need(GIB, (0,)), Need(GIB, (1,))
+    looks: list[Need] = []
+
+    def room(need: Need) -> str:
+        looks.append(need)
+        return "no room" if need is full and len(looks) > 1 else ""  # it is taken between its two looks
+
+    monkeypatch.setattr("stackllama_engine.launch.start_after.need_of", lambda run, *_: full if run.id == "a" else idle)
+    monkeypatch.setattr("stackllama_engine.launch.start_after.no_room", room)
+    told: list[str] = []
+    starts = Turn(_run(home, Stage.SFT, "b"), _launch(), Stage.SFT, lambda: len(told) > 1, told.append)
+    began: list[bool] = []
+
+    def other_starts() -> bool:
+        if told:
+            began.append(starts.wait())
+        return bool(told)
+
+    waits = Turn(_run(home, Stage.SFT, "a"), _launch(), Stage.SFT, other_starts, told.append)
+    assert not waits.wait() and told == ["no room"] and looks[:2] == [full, full] and began == [True]
+    starts.end()
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "step", "ends"),
+    [
+        (Stage.PPO, "progress", 0, False),
+        (Stage.PPO, "metrics", 0, False),  # of the evaluation before the first step
+        (Stage.PPO, "samples", 1, False),
+        (Stage.PPO, "progress", 1, True),
+        (Stage.PIPELINE, "progress", 0, False),
+        (Stage.PIPELINE, "progress", 3, False),
+    ],
+)
+def test_a_turn_lasts_until_the_first_step_and_a_pipelines_until_its_end(
+    home: Home, monkeypatch: pytest.MonkeyPatch, stage: Stage, kind: Kind, step: int, ends: bool
+) -> None:
+    monkeypatch.setattr("stackllama_engine.launch.start_after.need_of", lambda *_: Need(GIB, None))
+    monkeypatch.setattr("stackllama_engine.launch.start_after.no_room", lambda _: "")
+    told: list[str] = []
+    first = Turn(_run(home, Stage.SFT, "one"), _launch(), stage, lambda: False, told.append)
+    assert first.wait()
+    first.event(Event(seq=1, time=1.0, kind=kind, step=step))
+    second = Turn(_run(home, Stage.SFT, "two"), _launch(), Stage.SFT, lambda: len(told) > 0, told.append)
+    assert second.wait() == ends
+    first.end()
+    second.end()

@@ -6,10 +6,14 @@ import pytest
 from tests.tui.screens_kit import isolate, make_run
 
 from stackllama_console.readers import samples_browser
+from stackllama_console.readers.runs_index import Row
 from stackllama_console.tui.run_keys import advice_of_run, run_keys
+from stackllama_console.tui.widgets.outcome import advice
+from stackllama_console.tui.widgets.run_lines import about_lines
 from stackllama_engine.contract.chat_target import find_target
-from stackllama_engine.contract.errors import StackllamaError
-from stackllama_engine.contract.run_dir import ENDED
+from stackllama_engine.contract.errors import RefusedError, StackllamaError
+from stackllama_engine.contract.requests import check
+from stackllama_engine.contract.run_dir import ENDED, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
 
@@ -18,7 +22,7 @@ from stackllama_engine.contract.stages import Stage
     [
         (Stage.PPO, "finished", {"open", "clone", "delete", "samples", "chat"}),
         (Stage.PPO, "running", {"open", "clone", "stop", "save", "samples", "chat"}),
-        (Stage.PPO, "queued", {"open", "clone", "stop", "save", "samples"}),
+        (Stage.PPO, "queued", {"open", "clone", "stop", "samples"}),
         (Stage.SFT, "failed", {"open", "clone", "delete", "resume", "chat"}),
         (Stage.REWARD, "finished", {"open", "clone", "delete"}),
         (Stage.MERGE, "finished", {"open", "clone", "delete", "chat"}),
@@ -62,6 +66,18 @@ def test_samples_are_offered_where_there_can_be_some() -> None:
 )
 def test_advice_names_keys_that_work(stage: Stage | None, phase: str, advice: str) -> None:
     assert advice_of_run(stage, phase) == advice
+
+
+def test_a_queued_run_has_nothing_to_save_and_says_what_it_waits_for() -> None:
+    row = Row(id="b", path=Path("b"), phase="queued", stage=Stage.SFT, created=1.0, at="waiting for a to end")
+    lines = [line.plain for line in about_lines(row, [])]
+    assert lines[1:] == ["waiting for a to end", "enter: open, x: stop waiting, e: edit a copy"]
+    with pytest.raises(RefusedError, match="b is queued and has not begun: there is nothing to save"):
+        check("b", State(stage=Stage.SFT, phase="queued"), "save")
+    row = Row(id="b", path=Path("b"), phase="stopped", stage=Stage.SFT, created=1.0)
+    assert about_lines(row, [])[-1].plain == "enter: open, r: put it back in its queue, e: edit a copy"
+    stopped = State(stage=Stage.SFT, phase="stopped", exit_code=75)
+    assert advice(RunDir(Path("b")), stopped) == "r: put it back in its queue"
 
 
 def test_every_phase_has_advice() -> None:

@@ -35,7 +35,7 @@ def gpus(arguments: argparse.Namespace) -> int:
         if arguments.json:
             (show_json_line if arguments.watch else show_json)(facts(reading, processes))
         elif arguments.watch and can_redraw(sys.stdout):
-            before = _redraw(_lines(reading, processes, arguments.ascii), before)
+            before = _redraw(_fitting(reading, processes, arguments.ascii), before)
         else:
             _print(_lines(reading, processes, arguments.ascii))
         if not arguments.watch:
@@ -62,11 +62,30 @@ def facts(reading: MachineReading, processes: tuple[GpuProcess, ...]) -> dict[st
     }
 
 
-def _lines(reading: MachineReading, processes: tuple[GpuProcess, ...], ascii_only: bool) -> list[Line]:
+def _fitting(reading: MachineReading, processes: tuple[GpuProcess, ...], ascii_only: bool) -> list[Line]:
+    """Return the fullest lines that fit into the terminal; of what does not fit the lines are counted."""
+    room = shutil.get_terminal_size((80, 24)).lines - 1
+    lines = _lines(reading, processes, ascii_only)
+    if len(lines) > room:
+        below = len(process_lines(processes)) + 1 if processes else 0
+        for most in (room - below, room // 2, room - 1) if processes else (room,):
+            shorter = _lines(reading, processes, ascii_only, most)
+            if len(shorter) > max(below, 1):  # there is a way to show the GPUs in so many lines
+                lines = shorter
+                break
+    if len(lines) <= room:
+        return lines
+    kept = lines[: max(0, room - 1)]
+    return [*kept, [(f"… and {len(lines) - len(kept)} more lines", "dim")]]
+
+
+def _lines(
+    reading: MachineReading, processes: tuple[GpuProcess, ...], ascii_only: bool, most: int | None = None
+) -> list[Line]:
     pids = frozenset(one.pid for one in processes if one.run)
     view = GpuView(gpus=tuple(reading.gpus), pids=pids, whose="runs", xids=reading.xids)
     width = shutil.get_terminal_size((_WIDE, 24)).columns - 1 if sys.stdout.isatty() else _WIDE
-    lines = gpu_lines(view, width, glyphs=ASCII if ascii_only else UNICODE)
+    lines = gpu_lines(view, width, most, glyphs=ASCII if ascii_only else UNICODE)
     if processes:
         lines += [[], *process_lines(processes)]
     return lines or [[(reading.note or reading.error or "no GPU", "")]]

@@ -24,7 +24,7 @@ from ..pipelines import newest, still_running
 from ..readers.line_follower import LineFollower
 from ..readings import last_log_lines
 from ..remote_runs import elsewhere_text, in_words
-from ..request_texts import ASKED_TO_STOP, NOTHING_DAMAGED, already_ended, delete_question, dependents
+from ..request_texts import ASKED_TO_STOP, NOTHING_DAMAGED, already_ended, asked_to_stop, delete_question, dependents
 from ..run_facts import facts
 from ..sanitise import log_line, one_line
 from .finish import finish
@@ -161,7 +161,7 @@ def stop(arguments: argparse.Namespace) -> int:
     elif arguments.wait:
         there = elsewhere_text(active, reconcile(active))
         where = f" It is {there} and stops once that machine sees the request." if there else ""
-        say(f"{active.id}: {ASKED_TO_STOP}; waiting until it has ended.{where}")
+        say(f"{active.id}: {asked_to_stop(queued=before.phase == 'queued')}; waiting until it has ended.{where}")
     try:
         state = stop_run(run, wait=arguments.wait)
     except KeyboardInterrupt:
@@ -204,7 +204,7 @@ def _stop_damaged(run: RunDir, error: DamagedError, *, wait: bool) -> int:
 
 def _stopped(run: RunDir, state: State, *, waited: bool) -> int:
     if not state.has_ended:
-        say(f"{run.id}: {'still ' + state.phase if waited else ASKED_TO_STOP}.")
+        say(f"{run.id}: {'still ' + state.phase if waited else asked_to_stop(queued=state.phase == 'queued')}.")
         if waited and (there := elsewhere(run, state)):
             say(f"  {one_line(there.host)} has not answered: no file of the run has changed for minutes. Check it;")
             say(f"  if that machine is gone for good: {one_line(gone_command(run, there, 'resume'))}")

@@ -16,7 +16,7 @@ from stackllama_engine.launch.ownership import check_run
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.run_requests import ask, check_change
 
-from ..request_texts import ASKED_TO_STOP, NOTHING_DAMAGED, already_ended, delete_question, dependents, promise
+from ..request_texts import NOTHING_DAMAGED, already_ended, asked_to_stop, delete_question, dependents, promise
 from ..sanitise import one_line
 from .screen import ConsoleScreen
 from .screens.confirm import AskScreen, ConfirmScreen
@@ -31,20 +31,29 @@ class RunActions:
 
     def stop(self, run_id: str) -> None:
         """Ask for confirmation, then request that the run saves and stops."""
-        question = f"Stop {run_id}?\n\nIt saves a checkpoint first; r: resume later."
+        queued = False
 
         def refusal() -> str:
+            nonlocal queued
             check_run(self.home.run(run_id))
             state = reconcile(self.home.run(run_id))
+            queued = state.phase == "queued"
             return already_ended(run_id, state) if state.has_ended else ""
+
+        def question() -> str:
+            note = "It is queued and has not begun" if queued else "It saves a checkpoint first"
+            return f"Stop {run_id}?\n\n{note}; r: resume later."
 
         def work() -> str:
             from stackllama_engine.launch.run_requests import stop
 
             state = stop(self.home.run(run_id), wait=False)
-            return already_ended(run_id, state) if state.has_ended else f"{run_id}: {ASKED_TO_STOP}"
+            if state.has_ended:
+                return f"{run_id} has left its queue" if queued else already_ended(run_id, state)
+            return f"{run_id}: {asked_to_stop(queued=queued)}"
 
-        self.screen.begin(self._ask_unless(refusal, question, "stop run", work), group="actions")
+        asking = self._unless(refusal, lambda: self._ask(question(), "stop run", work))
+        self.screen.begin(asking, group="actions")
 
     def save(self, run_id: str) -> None:
         """Request a checkpoint at the next step."""
@@ -108,7 +117,8 @@ class RunActions:
             run = self.home.run(run_id)
             notice = unrecorded_notice(run, load_own_recipe(run, run.read_state().stage))
             resume(self.home, run_id, recipe_changed=recipe_changed, function_changed=function_changed)
-            return notice or f"{run_id} resumed"
+            waiting = run.read_state().waiting
+            return notice or (f"{run_id} is {waiting}" if waiting else f"{run_id} resumed")
 
         def confirm(key: str) -> None:
             confirmed = {"recipe_changed": recipe_changed, "function_changed": function_changed} | {key: True}

@@ -9,6 +9,7 @@ _HINTS = {
     "finished": ("open", "samples", "chat", "fold", "clone"),
     "failed": ("open", "resume", "clone"),
     "running": ("open", "stop", "save"),
+    "queued": ("open", "stop", "clone"),
 }
 """Kind of phase → what is advised, the most likely first."""
 
@@ -23,7 +24,9 @@ def run_keys(stage: Stage | None, phase: str) -> frozenset[str]:
     if phase == "damaged":
         return frozenset({"repair", "delete"})
     keys = {"open", "clone"}
-    if phase not in ENDED:
+    if phase == "queued":  # nothing to save yet
+        keys |= {"stop"}
+    elif phase not in ENDED:
         keys |= {"stop", "save"}
     else:
         keys |= {"delete"} if phase == "finished" else {"delete", "resume"}
@@ -36,15 +39,26 @@ def run_keys(stage: Stage | None, phase: str) -> frozenset[str]:
     return frozenset(keys)
 
 
-def advice_of_run(stage: Stage | None, phase: str) -> str:
-    """Return the keys that make sense for a run of the list, in words."""
+def advice_of_run(stage: Stage | None, phase: str, *, began: bool = True) -> str:
+    """Return the keys that make sense for a run of the list, in words.
+
+    Args:
+        stage: as in :func:`run_keys`.
+        phase: likewise.
+        began: False: it has only been queued so far.
+    """
     kind = phase if phase in _HINTS else "failed" if phase in ENDED else "running"
     keys = run_keys(stage, phase)
-    return ", ".join(_in_words(action, stage) for action in _HINTS[kind] if action in keys)
+    words = (
+        {"stop": "x: stop waiting"} if phase == "queued" else {"resume": f"r: {resume_in_words(stage, began=began)}"}
+    )
+    return ", ".join(words.get(action) or _in_words(action, stage) for action in _HINTS[kind] if action in keys)
 
 
-def resume_in_words(stage: Stage | None) -> str:
-    """Return what a resume does: a merge saves nothing on its way."""
+def resume_in_words(stage: Stage | None, *, began: bool = True) -> str:
+    """Return what a resume does: a merge saves nothing on its way, nor does a run that has only been queued."""
+    if not began:
+        return "put it back in its queue"
     return {
         Stage.MERGE: "restart the merge",
         Stage.PIPELINE: "resume from its current stage",
@@ -60,7 +74,6 @@ def _in_words(action: str, stage: Stage | None) -> str:
         "chat": "t: chat",
         "fold": "z: fold them",
         "clone": "e: edit a copy",
-        "resume": f"r: {resume_in_words(stage)}",
         "stop": "x: save and stop",
         "save": "w: save checkpoint",
     }[action]

@@ -178,7 +178,7 @@ def _what_goes(home: Home, run_ids: Sequence[str]) -> str:
 
 
 _KINDS = {
-    "stop": _Kind("stop", "Each saves a checkpoint first; r: resume later.", ASKED_TO_STOP, _stop_refusal, _stop),
+    "stop": _Kind("stop", "Each that runs saves first; r: resume later.", ASKED_TO_STOP, _stop_refusal, _stop),
     "save": _Kind("save a checkpoint of", "", "will save a checkpoint", _save_refusal, _save),
     "resume": _Kind("resume", "Each from its last checkpoint.", "resumed", _resume_refusal, _resume),
     "delete": _Kind("delete", "", "deleted", _delete_refusal, _delete),

@@ -56,9 +56,17 @@ def known_parents(run: RunDir) -> list[str]:
         return []
 
 
+def pipeline_of(run: RunDir) -> RunDir | None:
+    """Return the pipeline that made a run; None for every other one."""
+    pipelines = (
+        parent for parent in known_parents(run) for child in CHILDREN if run.id == child_id(parent, child.suffix)
+    )
+    return next((RunDir(run.path.parent / pipeline) for pipeline in pipelines), None)
+
+
 def is_child(run: RunDir) -> bool:
     """Return whether a pipeline made a run."""
-    return any(run.id == child_id(parent, child.suffix) for parent in known_parents(run) for child in CHILDREN)
+    return pipeline_of(run) is not None
 
 
 def children_of(pipeline: RunDir) -> list[RunDir]:

@@ -80,6 +80,8 @@ def check(run_id: str, state: State, ask: Ask) -> None:
     """
     if state.has_ended:
         raise RefusedError(f"{run_id} has ended ({state.phase}): there is nothing to {_VERBS[ask]}.")
+    if state.phase == "queued":
+        raise RefusedError(f"{run_id} is queued and has not begun: there is nothing to {_VERBS[ask]}.")
     if state.phase == "stopping":
         raise RefusedError(
             f"{run_id} is stopping already; resume it afterwards with `stackllama-console runs resume {run_id}`."

@@ -2,9 +2,11 @@
 
 Each record is a mean over some seconds, at first 5. They become twice as many whenever :data:`RECORDS` were written, so
 the file of a run that takes weeks stays at some megabytes. A record is placed at the step it was taken in and the part
-of it that had passed, going by the step before, because charts are over steps.
+of it that had passed, going by the step before, because charts are over steps. A step that takes longer than the one
+before nears the next one and never reaches it: a curve goes back where a position does not increase.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -17,6 +19,8 @@ SECONDS = 5.0
 """Between the first records."""
 RECORDS = 1440
 """After so many, the time between two doubles."""
+_PACE = 60.0  # seconds that the first step is taken to last, until one was done
+_DIGITS = 9  # of a position
 _EARLY = 0.5  # seconds that a poll may come before its time
 
 
@@ -26,32 +30,45 @@ class GpuRecorder:
     Args:
         folder: the attempt's.
         clock: monotonic seconds.
+        step: where it begins to record, while the worker loads its model; None: at the first step that the worker
+            names, because what is recorded before would replace what an earlier attempt recorded there.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic, *, step: int | None = None) -> None:
         self._path = folder / GPU_FILE
         self._clock = clock
         self._writer: EventWriter | None = None
         self._seconds = SECONDS
         self._written = 0
         self._due = 0.0
-        self._step: int | None = None
-        self._began = 0.0  # by our clock, when that step was done
-        self._done_at = 0.0  # the same by the worker's
+        self._step = step
+        self._began = clock()  # when that step was done, by our clock
+        self._done_at: float | None = None  # the same by the worker's; None: it has named none
         self._pace = 0.0  # seconds that the step before took
-        self._position = 0.0
+        self._position = -math.inf  # of the newest record
         self._readings: list[list[GpuReading]] = []
 
     def event(self, event: Event) -> None:
         """Take an event of the worker: by its steps records are placed."""
-        if event.step is None or (self._step is not None and event.step <= self._step):
+        step, before = event.step, self._step
+        if step is None:
             return
-        if self._step is not None:
-            self._pace = max(0.0, event.time - self._done_at) / (event.step - self._step)
-        self._step, self._done_at, self._began = event.step, event.time, self._clock()
+        if before is not None and step <= before:
+            if self._done_at is None and step == before:
+                self._done_at = event.time
+            elif event.kind == "progress" and step < before:  # a rollback: it does these steps again
+                self._position = -math.inf
+                self._start(event, step)
+            return
+        if before is not None and self._done_at is not None:
+            self._pace = max(0.0, event.time - self._done_at) / (step - before)
+        self._start(event, step)
+
+    def _start(self, event: Event, step: int) -> None:
+        self._step, self._done_at, self._began = step, event.time, self._clock()
 
     def poll(self, gpus: list[GpuReading], pids: Collection[int]) -> None:
-        """Take readings of the run's GPUs, and write a record when one is due. Nothing is recorded before step 0.
+        """Take readings of the run's GPUs, and write a record when one is due.
 
         Args:
             gpus: the readings; none where NVML did not answer.
@@ -85,18 +102,27 @@ class GpuRecorder:
             str(gpu.index): {str(pid): held for pid, held in gpu.processes.items() if pid in pids and held}
             for gpu in latest
         }
-        data = {"position": round(self._place(), 3), "seconds": self._seconds, "processes": processes}
+        data = {"position": self._place(), "seconds": self._seconds, "processes": processes}
         self._writer.write("metrics", step=self._step, metrics=_metrics(readings, pids), data=data)
         self._written += 1
         if self._written % RECORDS == 0:
             self._seconds *= 2
 
     def _place(self) -> float:
-        """Return the newest step and the share of the next one that has passed; never less than before."""
+        """Return the newest step and the share of the next one that has passed; always more than before."""
         assert self._step is not None
-        share = min(0.999, (self._clock() - self._began) / self._pace) if self._pace else 0.0
-        self._position = max(self._position, self._step + share)
+        share = _share((self._clock() - self._began) / (self._pace or _PACE))
+        self._position = max(round(self._step + share, _DIGITS), math.nextafter(self._position, math.inf))
         return self._position
+
+
+def _share(passed: float) -> float:
+    """Return the share of a step that is taken to be done: of the first half exact, then nearing 1 without reaching it.
+
+    Args:
+        passed: time since the step before, in times of what that one took.
+    """
+    return passed if passed <= 0.5 else 1 - 1 / (4 * passed)
 
 
 def _metrics(readings: list[list[GpuReading]], pids: Collection[int]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from ..contract.run_dir import Launch, RunDir
 from ..contract.stages import Stage
 from .expected import TrainedRecipe, model_files, own_reward
 from .gpu_watch import watched_cards
-from .gpus import visible_gpus
+from .gpus import first_card, visible_gpus
 from .nvml import Gpu, known_gpus
 from .preflight import training_stages
 
@@ -46,7 +46,7 @@ def need_of(run: RunDir, launch: Launch, stage: Stage) -> Need:
         found = watched_cards(launch)
         cards = None if found is None else tuple(found)
     else:
-        cards = _visible() if stages else ()
+        cards = _visible([recipe.num_processes for recipe in stages]) if stages else ()
     sizes = [_bytes(recipe) for recipe in stages]
     return Need(None if None in sizes else max(filter(None, sizes), default=0), cards)
 
@@ -54,7 +54,7 @@ def need_of(run: RunDir, launch: Launch, stage: Stage) -> Need:
 def no_room(need: Need, gpus: Callable[[float], list[Gpu]] = known_gpus) -> str:
     """Return why a run has no room now, in words without a full stop; empty where it has.
 
-    A GPU that nobody else uses has room whatever the estimate: waiting would change nothing.
+    A GPU that nobody else computes on has room whatever the estimate: waiting would change nothing.
     """
     if not need.any:
         return ""
@@ -65,7 +65,7 @@ def no_room(need: Need, gpus: Callable[[float], list[Gpu]] = known_gpus) -> str:
     for gpu in present:
         if need.cards is not None and gpu.index not in need.cards:
             continue
-        if gpu.free >= gpu.memory * (1 - _IDLE) or (need.bytes is not None and gpu.free >= need.bytes):
+        if gpu.free + gpu.desktop >= gpu.memory * (1 - _IDLE) or (need.bytes is not None and gpu.free >= need.bytes):
             continue
         wanted = "how much it needs is not known" if need.bytes is None else f"it needs {need.bytes / _GIB:.1f}"
         free = f"{gpu.free / _GIB:.1f} of {gpu.memory / _GIB:.1f} GiB are free"
@@ -73,8 +73,10 @@ def no_room(need: Need, gpus: Callable[[float], list[Gpu]] = known_gpus) -> str:
     return ""
 
 
-def _visible() -> tuple[int, ...] | None:
-    names = visible_gpus(seconds=_SECONDS)
+def _visible(processes: list[int | None]) -> tuple[int, ...] | None:
+    """Return the indices of the GPUs that stages of so many processes take, one each; None stands for all visible."""
+    most = None if None in processes else max(filter(None, processes))
+    names = visible_gpus(seconds=_SECONDS)[:most]
     return tuple(map(int, names)) if all(name.isdecimal() for name in names) else None
 
 
@@ -90,4 +92,11 @@ def _bytes(recipe: TrainedRecipe) -> int | None:
         return None
     if least.unknown(recipe, architecture, reward):
         return None
-    return estimate(recipe, architecture, gpus=recipe.num_processes or 1, on_gpu=True, reward=reward).device[1]
+    total = None
+    if isinstance(recipe, PPORecipe) and recipe.use_vllm:  # which takes a share of the whole GPU
+        card = first_card(_SECONDS)
+        if card is None:
+            return None
+        total = card.memory
+    gpus = recipe.num_processes or 1
+    return estimate(recipe, architecture, gpus=gpus, on_gpu=True, reward=reward, device_bytes=total).device[1]

@@ -244,6 +244,8 @@ def resume(
 ) -> RunDir:
     """Start a new attempt of a run that stopped, failed or was lost, from its newest checkpoint.
 
+    One that was stopped in its queue goes back into it.
+
     Args:
         home: where runs live.
         run_id: the run.
@@ -293,6 +295,13 @@ def _decided(run: RunDir, recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
     return decided
 
 
+def _still_after(run: RunDir) -> str | None:
+    """Return the run that a run still waits for: one that has had a worker has had its turn."""
+    if not (run.path / "launch.json").is_file() or any((folder / "log.txt").exists() for folder in run.attempt_dirs()):
+        return None
+    return run.read_launch().after
+
+
 def _record_confirmed(run: RunDir, stage: Stage, *, function_changed: bool) -> None:
     """Write down the recipe and the code that a person has confirmed, for a job that begins where nobody is asked."""
     if not (run.path / "launch.json").is_file():
@@ -324,8 +333,9 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
         recipe = resolve_machine(recipe, gpus)
         check_resume(run, recipe)
         functions = check_functions(run, recipe, accepted=function_changed)
+        command = _command(recipe, run.path, gpus, canary)
         with uninterrupted():
-            start_supervisor(run, lock, _command(recipe, run.path, gpus, canary), parents_of(run), functions)
+            start_supervisor(run, lock, command, parents_of(run), functions, after=_still_after(run))
     except OSError as error:
         raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
     finally:

@@ -37,6 +37,8 @@ class Gpu(Struct):
     name: str
     memory: int
     free: int
+    desktop: int = 0
+    """Held by processes that draw and do not compute; those of other containers are not seen."""
 
 
 class Faults(Struct, frozen=True, kw_only=True):
@@ -133,7 +135,8 @@ def _find_gpus() -> tuple[list[Gpu], str | None, str | None]:
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            gpus.append(Gpu(index, _text(pynvml.nvmlDeviceGetName(handle)), int(memory.total), int(memory.free)))
+            name = _text(pynvml.nvmlDeviceGetName(handle))
+            gpus.append(Gpu(index, name, int(memory.total), int(memory.free), _desktop(handle)))
         return gpus, _text(pynvml.nvmlSystemGetDriverVersion()), None
     except pynvml.NVMLError as error:
         return [], None, str(error)
@@ -290,6 +293,13 @@ def _slowed(handle: Any) -> int:
 def _processes(handle: Any) -> dict[int, int | None]:
     running = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
     return {int(one.pid): None if one.usedGpuMemory is None else int(one.usedGpuMemory) for one in running}
+
+
+def _desktop(handle: Any) -> int:
+    """Return the bytes that a desktop holds on a GPU."""
+    drawing = _ask(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle) or []
+    computing = _processes(handle) if drawing else {}
+    return sum(int(one.usedGpuMemory or 0) for one in drawing if int(one.pid) not in computing)
 
 
 def _ask(question: Callable[..., Any], *arguments: Any) -> Any:

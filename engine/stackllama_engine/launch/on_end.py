@@ -4,7 +4,8 @@ It stands in ``$XDG_CONFIG_HOME/stackllama/settings.yaml`` (``on_end: COMMAND``)
 of one attempt's supervisor (``--on-end COMMAND`` of its launch or resume), which goes first. Never in a recipe or a
 run's directory: both are passed on, and would run other people's commands. The supervisor runs it through ``/bin/sh``
 with ``STACKLLAMA_RUN_ID``, ``_STAGE``, ``_STATE``, ``_CAUSE``, ``_EXIT_CODE`` and ``_PATH``; what it prints goes into
-the supervisor's log. Whatever it does, the run's state stays.
+the supervisor's log. Whatever it does, the run's state stays. A stage of a pipeline that stalls is told of by id and
+path of its pipeline.
 """
 
 import os
@@ -18,7 +19,7 @@ from typing import Any, cast
 
 from ..contract.atomic_files import open_private
 from ..contract.child_environment import inherited_environment
-from ..contract.children import is_child
+from ..contract.children import is_child, pipeline_of
 from ..contract.errors import UsageError
 from ..contract.redact import redactor
 from ..contract.run_dir import RunDir, State
@@ -32,6 +33,12 @@ SECONDS = 60.0
 """After which a command is killed."""
 _MOST_BYTES = 64 * 1024
 _KEPT_BYTES = 8 * 1024  # of what it prints
+
+LOCK = threading.Lock()
+"""Held while a command is started; whoever reaps or signals every child of the process holds it too."""
+_waited_for: set[int] = set()
+_groups: set[int] = set()
+_threads: list[threading.Thread] = []
 
 
 def person_file() -> Path:
@@ -75,13 +82,26 @@ def person_command() -> str | None:
     return command or None
 
 
-def command_of(run: RunDir) -> str | None:
-    """Return the command of a run: the environment's, else the person's; a pipeline ends for its runs.
+def command_of(run: RunDir, state: State) -> str | None:
+    """Return the command of a run: the environment's, else the person's. A pipeline ends for its runs, which may stall.
 
     Raises:
         UsageError: as :func:`person_command`.
     """
-    return None if is_child(run) else os.environ.get(VARIABLE) or person_command()
+    return None if state.has_ended and is_child(run) else os.environ.get(VARIABLE) or person_command()
+
+
+def is_waited_for(pid: int) -> bool:
+    """Return whether this child of the process is a command whose exit code its own thread takes."""
+    return pid in _waited_for
+
+
+def is_of_command(pid: int) -> bool:
+    """Return whether a process is a command's, which outlives the attempt."""
+    try:
+        return os.getpgid(pid) in _groups
+    except ProcessLookupError:
+        return False
 
 
 def run_command(run: RunDir, folder: Path, state: State, seconds: float = SECONDS) -> None:
@@ -94,15 +114,23 @@ def run_command(run: RunDir, folder: Path, state: State, seconds: float = SECOND
         seconds: after which it is killed with all its processes.
     """
     try:
-        if command := command_of(run):
-            _log(folder, _run(run, command, state, seconds))
+        if command := command_of(run, state):
+            _log(folder, _run(pipeline_of(run) or run, command, state, seconds))
     except (UsageError, OSError) as error:
         _log(folder, f"on_end: {error}")
 
 
 def run_beside(run: RunDir, folder: Path, state: State) -> None:
     """Do :func:`run_command` in a thread: the run continues."""
-    threading.Thread(target=run_command, args=(run, folder, state), name="on-end", daemon=True).start()
+    thread = threading.Thread(target=run_command, args=(run, folder, state), name="on-end", daemon=True)
+    _threads.append(thread)
+    thread.start()
+
+
+def wait_beside() -> None:
+    """Wait for the commands of :func:`run_beside`, each as long as it may take."""
+    for thread in _threads:
+        thread.join(SECONDS + 1)
 
 
 def _run(run: RunDir, command: str, state: State, seconds: float) -> str:
@@ -110,21 +138,26 @@ def _run(run: RunDir, command: str, state: State, seconds: float) -> str:
     environment = inherited_environment() | _variables(run, state)
     environment.pop(VARIABLE, None)  # a run that the command launches is not followed by the same command for ever
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", command],
-            cwd=run.path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+        with LOCK:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", command],
+                cwd=run.path,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+            _waited_for.add(process.pid)
+            _groups.add(process.pid)
         try:
             ended = f"exit code {process.wait(seconds)}"
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             ended = f"killed after {seconds:.0f} s"
+        finally:
+            _waited_for.discard(process.pid)
         output.seek(max(0, output.seek(0, os.SEEK_END) - _KEPT_BYTES))
         printed = output.read().decode("utf-8", "replace").strip()
     return "\n".join(filter(None, (f"on_end ({state.phase}): {ended}", printed)))

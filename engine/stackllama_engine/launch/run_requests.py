@@ -134,7 +134,7 @@ def check_change(run: RunDir, change: str) -> None:
 def _target(run: RunDir, what: Ask) -> tuple[RunDir, State]:
     """Return the run that serves a request, and its state."""
     state = reconcile(run)
-    if state.stage is Stage.PIPELINE and not state.has_ended:
+    if state.stage is Stage.PIPELINE and not state.has_ended and state.phase != "queued":
         child = next((child for child in reversed(children_of(run)) if not reconcile(child).has_ended), None)
         if child is None:
             raise RefusedError(f"{run.id} is between two stages; try again in a moment.")

@@ -1,8 +1,8 @@
 """A run's wait for its turn: until another run has ended, and its GPUs have room for it.
 
 The supervisor waits, so that it outlives the terminal and a logout, holds the run's lock and can be asked to stop. Runs
-of one home that wait take turns: the first one that may start holds ``queue.lock`` until it has done its first step
-(a pipeline: until it has ended), because memory that a run is going to take looks free until then.
+of one home that have room take turns: the first one holds ``queue.lock`` until it has done its first step (a pipeline:
+until it has ended), because memory that a run is going to take looks free until then.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from ..contract.atomic_files import open_private
 from ..contract.children import children_of
 from ..contract.errors import RefusedError, UsageError
+from ..contract.events import Event
 from ..contract.run_dir import Home, Launch, RunDir
 from ..contract.stages import Stage
 from .gpu_room import Need, need_of, no_room
@@ -44,6 +45,7 @@ class Turn:
         self._home = run.path.parents[1]
         self._stopped = stopped
         self._tell = tell
+        self._stage = stage
         self._lock: int | None = None
         self._told = ""
         self._need = _need(run, launch, stage)
@@ -64,6 +66,14 @@ class Turn:
         self.end()
         return False
 
+    def event(self, event: Event) -> None:
+        """End the turn with the first step that the worker has done: it has the memory that it needs.
+
+        A pipeline's coordinator counts stages, and each stage takes memory of its own.
+        """
+        if event.kind == "progress" and (event.step or 0) >= 1 and self._stage is not Stage.PIPELINE:
+            self.end()
+
     def end(self) -> None:
         """Let the next run have its turn; does nothing where that was done."""
         if self._lock is not None:
@@ -73,9 +83,15 @@ class Turn:
     def _why_not_yet(self) -> str:
         if _is_alive(RunDir(self._after)):
             return f"waiting for {self._after.name} to end"
-        if self._need.any and self._lock is None and not self._take_turn():
+        if why := no_room(self._need):  # without the turn: a run for another GPU may have room
+            return why
+        if not self._need.any:
+            return ""
+        if not self._take_turn():
             return "waiting for another queued run to start"
-        return no_room(self._need)
+        if why := no_room(self._need):  # whoever had the turn has taken it
+            self.end()
+        return why
 
     def _take_turn(self) -> bool:
         """Take the lock; True as well where this file system has none: then only memory decides."""

@@ -209,11 +209,13 @@ class Supervisor:
             self._ranks = None
 
     def _reap(self) -> None:
-        """Reap every child that ended, adopted ones too; keep the worker's status."""
-        with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
-                pid, status = ended
-                if pid == self._worker_pid:
+        """Reap every child that ended, adopted ones too; keep the worker's status; commands have threads for that."""
+        with contextlib.suppress(ChildProcessError), on_end.LOCK:
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if on_end.is_waited_for(ended.si_pid):
+                    break  # the others with the next poll
+                _, status = os.waitpid(ended.si_pid, 0)
+                if ended.si_pid == self._worker_pid:
                     self._status = status
 
     def _read_events(self) -> None:
@@ -223,8 +225,8 @@ class Supervisor:
             any_event = True
             if event.kind == "end":
                 self._end = event
-            if event.step is not None and self._turn is not None:  # it has the memory that it needs
-                self._turn.end()
+            if self._turn is not None:
+                self._turn.event(event)
             if event.kind == "checkpoint" and self._last_event is not None:
                 began, since = self._last_event  # the event before it was the last thing before the save
                 passed = self._polled - since  # by the monotonic clock, which nobody sets
@@ -300,7 +302,9 @@ class Supervisor:
             return True
         left = run_processes(self.run.path)
         if self.state.stage is not Stage.PIPELINE:  # whose children's supervisors are below this one, and live on
-            left += [process for process in descendants(os.getpid()) if process not in left]  # lost the mark
+            with on_end.LOCK:
+                below = [each for each in descendants(os.getpid()) if not on_end.is_of_command(each.pid)]
+            left += [process for process in below if process not in left]  # lost the mark
         if self._watch is not None:
             self._watch.remember(left)
         if self._shutdown.is_overdue(now):
@@ -441,6 +445,7 @@ def _run_command_of_end(run: RunDir, attempt: int) -> None:
         state = run.read_state()
         if state.has_ended:
             on_end.run_command(run, run.attempt_dir(attempt), state)
+        on_end.wait_beside()
     except Exception:  # noqa: BLE001 - the run has ended, and its record stays
         traceback.print_exc()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..contract.events import Event
+from ..contract.gpu_metrics import GPU_FILE
 from ..contract.run_dir import Launch, ProcessId, RunDir
 from ..contract.stages import Stage
 from .activity import Activity
@@ -62,7 +63,8 @@ class Watch:
         cards = watched_cards(launch)
         self._coordinates = coordinates = stage is Stage.PIPELINE
         self._gpus = GpuWatch(cards, clock) if not coordinates and cards != () else None
-        self._recorder = GpuRecorder(folder, clock)
+        recorded = any((earlier / GPU_FILE).exists() for earlier in run.attempt_dirs() if earlier.name != folder.name)
+        self._recorder = GpuRecorder(folder, clock, step=None if recorded else 0)
         self._stall = None if coordinates else StallWatch(StallLimits.of_environment(), clock)
 
     def event(self, event: Event) -> None:

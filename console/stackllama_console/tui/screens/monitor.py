@@ -306,7 +306,8 @@ class MonitorScreen(MonitorPanels):
         if watched.state.exit_code == 2:  # the same recipe would fail again
             own -= {"resume"}
         shown = run_keys(watched.reader.stage, watched.reader.phase) if watched.shown_run else own & {"clone"}
-        if watched.left_nothing:
+        never_began = watched.state.phase == "stopped" and watched.state.started is None
+        if watched.left_nothing or never_began:
             shown -= {"chat"}
         if watched.shows_whole_pipeline:
             shown |= own & {"samples"}

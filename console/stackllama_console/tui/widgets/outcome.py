@@ -120,7 +120,7 @@ def advice(run: RunDir, state: State) -> str:
     if "no space" in cause or "disk" in cause:
         return f"free disk space, then r: {resume_in_words(state.stage)}"
     if state.phase == "stopped":
-        return f"r: {resume_in_words(state.stage)}"
+        return f"r: {resume_in_words(state.stage, began=state.started is not None)}"
     if state.stage is Stage.PIPELINE:
         child = newest(run, state)
         where = f" (see its stage {child.id.removeprefix(run.id + '-')}: , and .)" if child else ""

@@ -20,6 +20,8 @@ def about_lines(row: Row, selected: Sequence[str]) -> list[Text]:
     lines = [first]
     if row.elsewhere:
         lines.append(Text(f"{row.phase} {row.elsewhere}: from here it can only be viewed and stopped"))
+    if row.phase == "queued" and row.at:
+        lines.append(Text(row.at))
     if row.error:
         lines.append(Text(row.error))
     if row.cause and row.phase != "finished":
@@ -35,7 +37,10 @@ def keys_of(row: Row) -> frozenset[str]:
 
 
 def _advice(row: Row) -> str:
-    return "enter: open, D: forget it (its files stay)" if row.is_foreign else advice_of_run(row.stage, row.phase)
+    if row.is_foreign:
+        return "enter: open, D: forget it (its files stay)"
+    began = row.started is not None or row.phase != "stopped"
+    return advice_of_run(row.stage, row.phase, began=began)
 
 
 def _of_selection(selected: Sequence[str]) -> str:
