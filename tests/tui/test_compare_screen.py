@@ -57,7 +57,7 @@ def test_charts_overlay_the_shared_metrics_the_most_telling_first(home: Home) ->
         ]
         assert _metrics(driven) == ["objective/scores", "objective/kl"]
         chart = driven.screen.query(Chart).first()
-        assert [curve.label for curve in chart.curves] == ["lr4-a1", "lr6-b2"]
+        assert [curve.label for curve in chart.curves] == ["lr4-a1-ppo", "lr6-b2-ppo"]
         assert "lr4-a1" in driven.text and "2 runs · ppo" in driven.lines[0] and "metrics 1/2" in driven.lines[0]
         assert "learning_rate" not in driven.text
 
@@ -282,8 +282,10 @@ def test_resizing_to_nothing_and_back_survives(home: Home) -> None:
     drive(home, _compare(home), script)
 
 
-def test_names_are_shortened_to_what_differs() -> None:
-    assert short_names(["p-20261124-a1-ppo", "p-20261124-b2-ppo"]) == ["a1", "b2"]
+def test_names_lose_only_the_words_they_begin_with() -> None:
+    assert short_names(["p-20261124-a1-ppo", "p-20261124-b2-ppo"]) == ["a1-ppo", "b2-ppo"]
+    assert short_names(["p-a1-sft", "p-b2-sft"], {"b2-sft"}) == ["p-a1-sft", "p-b2-sft"]
+    assert short_names(["p-10", "p-11"]) == ["10", "11"]
     assert short_names(["p-x-sft", "p-x-ppo"]) == ["sft", "ppo"]
     assert short_names(["run", "run-2"]) == ["run", "run-2"]
     assert short_names(["a.b_c"]) == ["a.b_c"]
