@@ -350,3 +350,20 @@ def test_a_result_that_is_noise_beside_its_pair_is_nothing(home: Home) -> None:
         assert [cell.text for cell in rows["after.kl"]] == ["1.7155", "1.7155"]
 
     drive(home, _compare(home), script)
+
+
+def test_a_run_that_is_not_on_the_x_axis_is_named(home: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    logged = [{"step": step, "objective/scores": step / 2} for step in (1, 2)]
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 2, "max_steps": 2, "log_history": logged}))
+
+    async def script(driven: Driven) -> None:
+        await driven.until(lambda: len(driven.screen.query(Chart).first().curves) == 2)
+        assert "not drawn" not in driven.lines[0]
+        while driven.screen.places.axis != "time":
+            await driven.press("X")
+        await driven.until(lambda: "no times, so not drawn: elsewhere" in driven.lines[0])
+        assert len(driven.screen.query(Chart).first().curves) == 1
+
+    drive(home, _compare(home, [IDS[0], str(folder)]), script, size=(120, 30))

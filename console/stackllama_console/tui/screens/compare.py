@@ -21,12 +21,16 @@ from ...readers.comparison_rows import FactRow, chart_titles, metric_rows, recip
 from ...readers.foreign import open_foreign
 from ...readers.protocol import Reader
 from ...readers.series import Series
+from ...readers.x_axes import XAxis
 from ..chart_screen import ChartScreen
 from ..widgets.chart_grid import ChartGrid, Overlay
 from ..widgets.facts_table import FactsTable
 from .confirm import AskScreen
 
 _WIDE = 120
+_NAMED = 3
+"""Runs that the heading names."""
+_PLACES: dict[XAxis, str] = {"progress": "number of steps", "time": "times", "tokens": "tokens", "episodes": "episodes"}
 
 View = Literal["charts", "recipe", "metrics"]
 
@@ -171,6 +175,18 @@ class CompareScreen(ChartScreen):
                 curves += [(name, series)] if series is not None else []
         return tuple(curves)
 
+    def _left_out(self) -> str:
+        """Return which runs are not drawn, because they do not say where their steps lie on the x axis."""
+        axis, comparison = self.places.axis, self.comparison
+        if axis == "step":
+            return ""
+        named = zip(comparison.names, comparison.sides, strict=True)
+        names = [
+            name for name, side in named if side.reader and side.reader.series and self.places.of(side.reader) is None
+        ]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return f"no {_PLACES[axis]}, so not drawn: {', '.join(names[:_NAMED])}{more}" if names else ""
+
     # for `ChartScreen`
 
     def show_charts(self) -> None:
@@ -227,6 +243,7 @@ class CompareScreen(ChartScreen):
         stages = list(dict.fromkeys(str(side.stage) for side in comparison.sides if side.stage))
         count = len(comparison.sides)
         parts = [f"{count} run{'s' * (count != 1)} · {', '.join(stages)}" if stages else f"{count} runs"]
+        parts += filter(None, [self._left_out()])
         page, pages = self.query_one(ChartGrid).pages
         if pages > 1:
             parts.append(f"metrics {page}/{pages}")
