@@ -46,7 +46,8 @@ def sample_lines(rows: Sequence[Mapping[str, Any]], width: int, height: int) -> 
     for row in rows:
         if lines:
             lines.append(Text(""))
-        values = [f"step {row.get('step', '?')}"]
+        step = row.get("step", "?")
+        values = [f"step {step:,}" if isinstance(step, int) else f"step {step}"]
         values += [f"{label} {number(row[key])}" for key, label in (("reward", "reward"), ("kl", "KL")) if key in row]
         lines.append(Text(cut("  ".join(values), width), style="bold"))
         for text, style in ((str(row.get("question", "")), "dim"), (str(row.get("response", "")), "")):
