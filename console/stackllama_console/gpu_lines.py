@@ -3,7 +3,9 @@
 Neither Textual nor Rich: a line is a list of (text, style), the style one of :data:`STYLES`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from msgspec import Struct
 
@@ -23,6 +25,8 @@ _COOL, _HOT = 30, 90  # °C at the ends of the heat strip
 _FIXED = 52  # cells of a row besides its two bars, and its clocks and errors
 _STATE = 14  # cells for clocks and errors that a row has at least
 _TAIL, _CLOCK = 35, 20  # cells of a block's first line behind its bar, without the clock, and what that takes
+_DECIMAL = re.compile(r"(?<=\d\d)\.\d\b")
+"""A decimal that is left out first."""
 _WORDS = 54  # cells of a block's second line behind its bar
 
 
@@ -67,7 +71,7 @@ def gpu_lines(view: GpuView, width: int, most: int | None = None, glyphs: Glyphs
     """
     if not view.gpus:
         return []
-    ways = _ways(view, width, glyphs)
+    ways = _ways(view, width, most, glyphs)
     if most is None:
         rows = _rows(view, width, glyphs)
         return ways[0]() if len(view.gpus) <= _ROWS else [*_strip(view, width, glyphs), [], *rows]
@@ -77,11 +81,11 @@ def gpu_lines(view: GpuView, width: int, most: int | None = None, glyphs: Glyphs
     return []
 
 
-def _ways(view: GpuView, width: int, glyphs: Glyphs) -> list[Callable[[], list[Line]]]:
+def _ways(view: GpuView, width: int, most: int | None, glyphs: Glyphs) -> list[Callable[[], list[Line]]]:
     """Return the ways to show so many GPUs, the fullest first."""
     blocks = [lambda: _blocks(view, width, glyphs)]
     rows = [lambda: [_names(view), *_rows(view, width, glyphs)], lambda: _rows(view, width, glyphs)]
-    strips = [lambda: _strip(view, width, glyphs), lambda: _short_strip(view, width, glyphs)]
+    strips = [lambda: _strip(view, width, glyphs), lambda: _short_strip(view, width, most, glyphs)]
     count = len(view.gpus)
     if count <= _BLOCKS:
         return [*blocks, *rows, *strips[1:]]
@@ -89,18 +93,24 @@ def _ways(view: GpuView, width: int, glyphs: Glyphs) -> list[Callable[[], list[L
 
 
 def problems(gpu: GpuReading, xid: int | None = None) -> list[tuple[str, str]]:
-    """Return what is wrong with a GPU, each with its style: heat, ECC errors, row remapping, Xid; not a power cap."""
+    """Return what is wrong with a GPU, each with its style, the most serious first; a power cap is not wrong."""
+    return [problem for _, problem in _ranked(gpu, xid)]
+
+
+def _ranked(gpu: GpuReading, xid: int | None) -> list[tuple[int, tuple[str, str]]]:
+    """Return (rank, problem): an Xid, ECC errors, row remapping, heat."""
     faults = gpu.faults
-    found = [(reason, "warning") for reason in gpu.slowed if reason not in ORDINARY]
-    if faults.uncorrected:
-        found.append((f"{faults.uncorrected} uncorrectable ECC error{'s' * (faults.uncorrected > 1)}", "error"))
-    if faults.remap_pending:
-        found.append(("row remapping pending (needs a GPU reset)", "error"))
-    if faults.remap_failed:
-        found.append(("row remapping failed (the GPU must be replaced)", "error"))
+    found: list[tuple[int, tuple[str, str]]] = []
     if xid is not None:
-        found.append((f"Xid {xid}" + (f", {XIDS[xid]}" if xid in XIDS else ""), "error"))
-    return found
+        found.append((0, (f"Xid {xid}" + (f", {XIDS[xid]}" if xid in XIDS else ""), "error")))
+    if faults.uncorrected:
+        text = f"{faults.uncorrected} uncorrectable ECC error{'s' * (faults.uncorrected > 1)}"
+        found.append((1, (text, "error")))
+    if faults.remap_failed:
+        found.append((2, ("row remapping failed (the GPU must be replaced)", "error")))
+    if faults.remap_pending:
+        found.append((3, ("row remapping pending (needs a GPU reset)", "error")))
+    return [*found, *((4, (reason, "warning")) for reason in gpu.slowed if reason not in ORDINARY)]
 
 
 # a block of two lines for each
@@ -124,7 +134,7 @@ def _blocks(view: GpuView, width: int, glyphs: Glyphs) -> list[Line]:
         lines.append(
             [(" " * len(label), ""), *_memory_bar(view, gpu, bar, glyphs), ("  ", ""), *_memory(view, [gpu], glyphs)]
         )
-    return lines + _attention(view)
+    return lines + _attention(view, width)
 
 
 def _memory(view: GpuView, gpus: Sequence[GpuReading], glyphs: Glyphs | None = None) -> Line:
@@ -190,7 +200,7 @@ def _rows(view: GpuView, width: int, glyphs: Glyphs) -> list[Line]:
         is_cut |= len(text) > room
         line.append((cut(text or _cap(gpu), max(0, room)), _worst(found) if found else "dim"))
         lines.append(line)
-    return lines + (_attention(view) if is_cut else [])
+    return lines + (_attention(view, width) if is_cut else [])
 
 
 # a strip with a cell for each
@@ -201,22 +211,48 @@ def _strip(view: GpuView, width: int, glyphs: Glyphs) -> list[Line]:
     ruler = "".join(f"{gpu.index:<{wide * 4}}" for gpu in view.gpus[::4])[: wide * len(view.gpus)]
     lines = [_names(view), [(f"{'GPU':12}{ruler}", "dim")]]
     for title, shares, words in _quantities(view):
-        lines.append([(f"{title:12}", ""), (_heat(shares, wide, glyphs), "busy"), ("  ", ""), *words])
-    return lines + _attention(view)
+        line: Line = [(f"{title:12}", ""), (_heat(shares, wide, glyphs), "busy"), ("  ", "")]
+        lines.append(line + (_memory_within(view, width - _cells(line)) if title == "memory" else words))
+    return lines + _attention(view, width)
 
 
-def _short_strip(view: GpuView, width: int, glyphs: Glyphs) -> list[Line]:
-    """Return two lines: how busy and hot, how full and at what power."""
-    (_, busy, rate), (_, full, memory), (_, _, heat), (_, _, power) = _quantities(view)
+def _short_strip(view: GpuView, width: int, most: int | None, glyphs: Glyphs) -> list[Line]:
+    """Return two lines, how busy, hot and at what power, and how full; then what is wrong, in the lines left."""
+    (_, busy, rate), (_, full, _), (_, _, heat), (_, _, power) = _quantities(view)
     count = f"{len(view.gpus)} GPUs"
-    first: Line = [(f"{count:8}util ", ""), (_heat(busy, 1, glyphs), "busy"), ("  ", ""), *rate, ("  ", ""), *heat]
-    first += [("  ", ""), *power]
-    if _cells(first) > width:
-        first.pop()  # how many are at the cap
-    second: Line = [(f"{'':8}mem  ", ""), (_heat(full, 1, glyphs), "busy"), ("  ", ""), *memory]
-    wrong = _attention(view)
-    joined: Line = [piece for line in wrong for piece in ([("  ", "")] if line is not wrong[0] else []) + line]
-    return [first, second, *([joined] if joined else [])]
+    first: Line = [(f"{count:8}util ", ""), (_heat(busy, 1, glyphs), "busy")]
+    for words in ([("  ", ""), *rate], [("  ", ""), *heat], [("  ", ""), power[0]], power[1:]):
+        if _cells(first + words) > width:
+            break
+        first += words
+    second: Line = [(f"{'':8}mem  ", ""), (_heat(full, 1, glyphs), "busy"), ("  ", "")]
+    second += _memory_within(view, width - _cells(second))
+    wrong, room = _wrong(view), None if most is None else most - 2
+    return [_cut(first, width), _cut(second, width), *_most_serious(wrong, width, room)]
+
+
+def _most_serious(wrong: list[tuple[str, str]], width: int, room: int | None) -> list[Line]:
+    """Return a line for each of the first things that are wrong, the last one with how many more there are."""
+    shown = wrong if room is None else wrong[: max(1, room)]
+    lines: list[Line] = [[(cut(text, width), style)] for text, style in shown]
+    if lines and (more := len(wrong) - len(shown)):
+        text, style = shown[-1]
+        lines[-1] = [(cut(text, width - len(also := f", and {more} more")) + also, style)]
+    return lines
+
+
+def _memory_within(view: GpuView, room: int) -> Line:
+    """Return the memory of all GPUs in words, as precise as there is room for."""
+    words = _memory(view, view.gpus)
+    if _cells(words) <= room:
+        return words
+    words = [(_DECIMAL.sub("", text), style) for text, style in words]
+    if _cells(words) <= room:
+        return words
+    used = sum(gpu.memory_used or 0 for gpu in view.gpus)
+    return [
+        (cut(f"used {size(used)} of {size(sum(gpu.memory_total or 0 for gpu in view.gpus))}", max(0, room)), "others")
+    ]
 
 
 def _quantities(view: GpuView) -> list[tuple[str, list[float | None], Line]]:
@@ -262,13 +298,23 @@ def _span(values: Sequence[int], unit: str) -> str:
 # parts
 
 
-def _attention(view: GpuView) -> list[Line]:
-    """Return a line for each thing that is wrong, with the GPUs that have it."""
-    having: dict[tuple[str, str], list[int]] = {}
+def _attention(view: GpuView, width: int) -> list[Line]:
+    """Return what is wrong, each on lines of its own."""
+    return [
+        [(line, style)]
+        for text, style in _wrong(view)
+        for line in textwrap.wrap(text, max(20, width), subsequent_indent="  ")
+    ]
+
+
+def _wrong(view: GpuView) -> list[tuple[str, str]]:
+    """Return (text, style) of each thing that is wrong, with the GPUs that have it, the most serious first."""
+    having: dict[tuple[int, tuple[str, str]], list[int]] = {}
     for gpu in view.gpus:
-        for problem in problems(gpu, view.xids.get(gpu.index)):
+        for problem in _ranked(gpu, view.xids.get(gpu.index)):
             having.setdefault(problem, []).append(gpu.index)
-    return [[(f"! GPU {ranges(indices)}: {text}", style)] for (text, style), indices in having.items()]
+    found = sorted(having.items(), key=lambda item: item[0][0])
+    return [(f"! GPU {ranges(indices)}: {text}", style) for (_, (text, style)), indices in found]
 
 
 def ranges(indices: Iterable[int]) -> str:
@@ -332,6 +378,14 @@ def _cap(gpu: GpuReading) -> str:
     return "; ".join(text for text in gpu.slowed if text in ORDINARY)
 
 
+def _cut(line: Line, width: int) -> Line:
+    """Cut a line at so many cells."""
+    pieces: Line = []
+    for text, style in line:
+        pieces.append((cut(text, max(0, width - _cells(pieces))), style))
+    return pieces
+
+
 def _cells(line: Line) -> int:
     return sum(len(text) for text, _ in line)
 
@@ -339,8 +393,13 @@ def _cells(line: Line) -> int:
 # the processes
 
 
-def process_lines(processes: Sequence[GpuProcess]) -> list[Line]:
-    """Return a line for each process that holds GPU memory, below a heading; none without one."""
+def process_lines(processes: Sequence[GpuProcess], ours: Collection[int] | None = None) -> list[Line]:
+    """Return a line for each process that holds GPU memory, below a heading; none without one.
+
+    Args:
+        processes: in their order.
+        ours: pids of those that are told from the others; None: those of any run.
+    """
     if not processes:
         return []
     lines: list[Line] = [[(f"{'GPU':>3}  {'pid':>8}  {'memory':>9}  run or program", "dim")]]
@@ -351,7 +410,7 @@ def process_lines(processes: Sequence[GpuProcess]) -> list[Line]:
             [
                 (f"{one.gpu:>3}  ", "bold"),
                 (f"{one.pid:>8}  {memory:>9}  ", ""),
-                (one.run or who, "ours" if one.run else "others"),
+                (one.run or who, "ours" if (one.run if ours is None else one.pid in ours) else "others"),
             ]
         )
     return lines

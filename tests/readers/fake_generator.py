@@ -36,7 +36,7 @@ def echo() -> None:
 
 def scored() -> None:
     """Score every answer, and say the settings that came with its question."""
-    ready(prompt_format="chat", system="Be kind.", rewards=True)
+    ready(prompt_format="chat", system="Be kind.", rewards=True, functions=len(sys.argv) > 2)
     for number, ask in enumerate(questions()):
         for which in ask["which"]:
             say(id=ask["id"], which=which, text=f"seed {ask['seed']}, {ask['system']}")
@@ -101,6 +101,12 @@ def waiting() -> None:
         else:
             current = ask
             say(id=ask["id"], which=ask["which"][0], text="a beginning ")
+
+
+def silent() -> None:
+    """Load for ever."""
+    for _ in questions():
+        pass
 
 
 def deaf() -> None:

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from msgspec import structs
 from tests.launch.fake_nvml import GIB, FakeNvml
 
 from stackllama_console.gpu_lines import ASCII, GpuView, Line, gpu_lines, problems, process_lines, ranges
@@ -90,7 +91,7 @@ def test_what_is_wrong_is_said_in_full_in_every_way(gpus: FakeNvml) -> None:
     gpus.bits, gpus.uncorrected, gpus.rows = 0x40, 2, (0, 1, 1, 1)
     for count in (1, 2, 8, 16):
         view = read(gpus, count, xids={0: 79})
-        for most in (None, 3, 12):
+        for most in (None, 12):
             said = "\n".join(text(gpu_lines(view, 78, most)))
             if not said:
                 continue
@@ -103,6 +104,31 @@ def test_what_is_wrong_is_said_in_full_in_every_way(gpus: FakeNvml) -> None:
             ):
                 assert what in said, (count, most, said)
     assert f"GPU {ranges(range(16))}: HW thermal slowdown" in said
+
+
+def test_where_there_is_little_room_the_most_serious_is_said_first(gpus: FakeNvml) -> None:
+    gpus.bits, gpus.uncorrected, gpus.rows = 0x40, 2, (0, 1, 1, 1)
+    view = read(gpus, 16, xids={3: 79})
+    assert text(gpu_lines(view, 78, 3))[2:] == ["! GPU 3: Xid 79, GPU has fallen off the bus, and 4 more"]
+    assert text(gpu_lines(view, 78, 4))[2:] == [
+        "! GPU 3: Xid 79, GPU has fallen off the bus",
+        f"! GPU {ranges(range(16))}: 2 uncorrectable ECC errors, and 3 more",
+    ]
+    assert all(len(line) <= 78 for line in text(gpu_lines(view, 78)))
+
+
+@pytest.mark.parametrize("count", [16, 64, 72])
+@pytest.mark.parametrize("width", [40, 78])
+def test_the_shortest_way_fits(gpus: FakeNvml, count: int, width: int) -> None:
+    view = read(gpus, count)
+    full = tuple(
+        structs.replace(gpu, memory_used=100 * GIB + 2**29, memory_total=141 * GIB, processes={os.getpid(): 61 * GIB})
+        for gpu in view.gpus
+    )
+    first, second = text(gpu_lines(structs.replace(view, gpus=full), width, 2))
+    assert len(first) <= width and len(second) <= width
+    if count == 16 and width == 78:
+        assert second.endswith("  this run 976 GiB + others 632 GiB of 2.2 TiB")
 
 
 def test_a_power_cap_is_no_problem() -> None:
@@ -149,6 +175,8 @@ def test_processes_are_named_by_their_run_or_program(gpus: FakeNvml, monkeypatch
     head, *lines = text(process_lines(found))
     assert head == "GPU       pid     memory  run or program" and lines[0].endswith("2.0 GiB  my-run")
     assert process_lines([]) == []
+    assert [line[-1][1] for line in process_lines(found)[1:]] == ["ours", "others", "others"]
+    assert [line[-1][1] for line in process_lines(found, {os.getpid()})[1:]] == ["others", "ours", "others"]
 
 
 def test_a_process_that_cannot_be_seen_has_no_program() -> None:

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from stackllama_console.readers.run_columns import COLUMNS
 from stackllama_console.readers.run_reader import RunReader
+from stackllama_console.readers.runs_index import Row
 from stackllama_console.readers.timeline import KEPT, RunEvent, Timeline, event_lines
+from stackllama_console.tui.widgets.panels import sample_lines
 from stackllama_engine.contract.events import EventReader, EventWriter, Record
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -53,7 +56,7 @@ def test_events_are_bounded_and_in_order_of_time() -> None:
     assert texts(timeline) == ["notice: early", "notice: late"]
     for index in range(3 * KEPT):
         timeline.add(event("checkpoint", 10 + index, step=index), 1)
-    assert KEPT / 2 <= len(texts(timeline)) <= KEPT and texts(timeline)[-1] == f"checkpoint at step {3 * KEPT - 1}"
+    assert KEPT / 2 <= len(texts(timeline)) <= KEPT and texts(timeline)[-1] == f"checkpoint at step {3 * KEPT - 1:,}"
 
 
 def test_places_among_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,3 +96,18 @@ def test_writer_says_how_long_the_log_was(tmp_path: Path) -> None:
         (None, "evaluation at step 1: eval_loss 0.5"),
         (8, "phase: save"),
     ]
+
+
+def test_steps_have_separators() -> None:
+    timeline = Timeline()
+    timeline.add_evaluation(1.0, 150_000, {"eval_loss": 0.5}, 1)
+    timeline.add(Record(seq=1, kind="checkpoint", time=2.0, step=150_000), 1)
+    timeline.publish()
+    assert [event.text for event in timeline.events] == [
+        "evaluation at step 150,000: eval_loss 0.5",
+        "checkpoint at step 150,000",
+    ]
+    row = Row(id="a", path=Path("a"), step=150_000, total_steps=200_000)
+    assert COLUMNS["step"].text(row, 0.0) == "150,000/200,000"
+    (head, *_) = sample_lines([{"step": 150_000, "question": "q", "response": "r"}], 40, 9)
+    assert head.plain == "step 150,000"

@@ -142,6 +142,22 @@ def test_bytes_have_ticks_in_their_own_unit() -> None:
     assert value_ticks(axis, 15, unit="bytes")[1] == (20 * 2**30, "20 GiB")
 
 
+def test_bytes_have_powers_of_two_on_a_log_axis() -> None:
+    mib = 2.0**20
+    wide = log_axis(300 * mib, 5000 * mib)
+    assert [label for _, label in value_ticks(wide, 15, unit="bytes")] == [
+        "256 MiB",
+        "512 MiB",
+        "1 GiB",
+        "2 GiB",
+        "4 GiB",
+        "8 GiB",
+    ]
+    assert value_ticks(wide, 5, unit="bytes") == [(256 * mib, "256 MiB"), (2048 * mib, "2 GiB")]
+    narrow = log_axis(970 * mib, 1000 * mib)
+    assert [label for _, label in value_ticks(narrow, 15, unit="bytes")] == ["954 MiB", "1.9 GiB"]
+
+
 @pytest.mark.parametrize("rows", [2, 3, 4, 5, 6, 7, 8])
 def test_a_low_plot_has_labels_too(rows: int) -> None:
     mib = 2.0**20

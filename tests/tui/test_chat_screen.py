@@ -13,6 +13,7 @@ from tests.cli.conftest import PAYLOADS
 from tests.tui.screens_kit import Driven, drive, isolate, make_run
 
 from stackllama_console.readers.generator import ChatProcess
+from stackllama_console.tui.screens import chat as chat_module
 from stackllama_console.tui.screens.chat import ChatScreen
 from stackllama_console.tui.widgets.turn_list import TurnList, wrap_text
 from stackllama_engine.contract.run_dir import Home, RunDir
@@ -38,6 +39,7 @@ class Starter:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setattr(chat_module, "randbelow", lambda _: 41)  # the first seed
     return isolate(tmp_path, monkeypatch)
 
 
@@ -120,7 +122,7 @@ def test_settings_are_changed_outside_of_the_line_and_sent(run: RunDir) -> None:
         await driven.press("t")
         await driven.shows("temperature 0 (t)")
         await _ask(driven, "what was asked?")
-        await driven.shows('"max_new_tokens": 512', '"temperature": 0.0', '"seed": 0')
+        await driven.shows('"max_new_tokens": 512', '"temperature": 0.0', '"seed": 41')
 
     _talk(run, Starter("facts"), script, (200, 30))
 
@@ -131,10 +133,11 @@ def test_answers_have_a_reward_and_are_regenerated_with_another_seed(run: RunDir
         await driven.press("escape", "R")
         assert "Nothing has been asked yet." in driven.notices
         await _ask(driven, "why?")
-        await driven.shows("base  reward 0.25 · 2 tokens · 0.5 s", "tuned  reward 0.25", "seed 0, None")
+        await driven.shows("base  reward 0.25 · 2 tokens · 0.5 s", "tuned  reward 0.25", "seed 41, None")
         await driven.press("escape", "R")
-        await driven.shows("base  reward 1.25", "seed 1, None", "seed 0, None")
+        await driven.shows("base  reward 1.25", "seed 42, None", "seed 41, None")
         assert driven.text.count("› why?") == 2
+        assert "› why?  seed 41 · temperature 1" in driven.text and "› why?  seed 42 · temperature 1" in driven.text
         await driven.press("s")
         await driven.type("-1")
         await driven.press("enter")
@@ -157,7 +160,7 @@ def test_system_prompt_takes_the_place_of_the_runs_own(run: RunDir) -> None:
         await driven.press("enter")
         await driven.shows("system prompt (p): Be brief.")
         await _ask(driven, "why?")
-        await driven.shows("seed 0, Be brief.")
+        await driven.shows("seed 41, Be brief.")
         await driven.press("escape", "p")
         await driven.type("")
         await driven.press("enter")
@@ -169,7 +172,9 @@ def test_system_prompt_takes_the_place_of_the_runs_own(run: RunDir) -> None:
 def test_runs_without_a_chat_format_have_no_system_prompt(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("base and tuned of fake", "format question_answer")
+        assert "system prompt" not in driven.lines[-1]
         await driven.press("escape", "p")
+        assert "system prompt" not in driven.lines[-1]
         assert "Only the format chat has a system prompt" in driven.notices
 
     _talk(run, Starter("echo"), script, (120, 30))
@@ -375,3 +380,29 @@ def test_wrapping_keeps_line_ends_and_breaks_long_words() -> None:
     assert wrap_text("a bb ccc\n\ndddddd e", 4) == ["a bb", "ccc", "", "dddd", "dd", "e"]
     assert wrap_text("漢字漢字 x", 4) == ["漢字", "漢字", "x"]
     assert wrap_text("  indented", 20) == ["  indented"]
+
+
+def test_greedy_answers_have_no_seed_and_do_not_change(run: RunDir) -> None:
+    async def script(driven: Driven) -> None:
+        await driven.shows("base and tuned of fake")
+        await driven.press("escape")
+        assert not any(words in driven.lines[-1] for words in ("x cancel", "R regenerate"))
+        driven.screen.temperature = 0.0
+        await _ask(driven, "why?")
+        await driven.shows("› why?  temperature 0", "reward 0.25 (reward model alone) · 2 tokens")
+        await driven.press("escape")
+        await driven.until(lambda: all(words in driven.lines[-1] for words in ("x cancel", "R regenerate")))
+        await driven.press("R")
+        assert "At temperature 0 the answers change only with other settings." in driven.notices
+
+    _talk(run, Starter("scored", "functions"), script, (160, 40))
+
+
+def test_how_long_it_has_been_loading_is_shown(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def script(driven: Driven) -> None:
+        await driven.shows("loading the model")
+        monkeypatch.setattr(chat_module, "monotonic", lambda: driven.screen._loading_since + 75.0)
+        driven.screen.show_loading()
+        await driven.shows("loading the model, 1 m 15 s;")
+
+    _talk(run, Starter("silent"), script, (120, 24))

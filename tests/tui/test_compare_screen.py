@@ -49,7 +49,7 @@ def _metrics(driven: Driven) -> list[str]:
 
 def test_charts_overlay_the_shared_metrics_the_most_telling_first(home: Home) -> None:
     async def script(driven: Driven) -> None:
-        await driven.shows("objective/scores")
+        await driven.shows("reward")
         assert [overlay.metric for overlay in driven.screen.query_one(ChartGrid).overlays] == [
             "objective/scores",
             "objective/kl",
@@ -57,7 +57,7 @@ def test_charts_overlay_the_shared_metrics_the_most_telling_first(home: Home) ->
         ]
         assert _metrics(driven) == ["objective/scores", "objective/kl"]
         chart = driven.screen.query(Chart).first()
-        assert [curve.label for curve in chart.curves] == ["lr4-a1", "lr6-b2"]
+        assert [curve.label for curve in chart.curves] == ["lr4-a1-ppo", "lr6-b2-ppo"]
         assert "lr4-a1" in driven.text and "2 runs · ppo" in driven.lines[0] and "metrics 1/2" in driven.lines[0]
         assert "learning_rate" not in driven.text
 
@@ -66,7 +66,7 @@ def test_charts_overlay_the_shared_metrics_the_most_telling_first(home: Home) ->
 
 def test_brackets_turn_the_pages_round(home: Home) -> None:
     async def script(driven: Driven) -> None:
-        await driven.shows("objective/scores")
+        await driven.shows("reward")
         await driven.press("right_square_bracket")
         assert _metrics(driven) == ["val/ratio"] and "metrics 2/2" in driven.lines[0]
         await driven.press("right_square_bracket")
@@ -86,7 +86,7 @@ def test_another_trainers_run_is_compared_as_well(home: Home, tmp_path: Path) ->
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": 3, "max_steps": 3, "log_history": logged}))
 
     async def script(driven: Driven) -> None:
-        await driven.shows("objective/scores")
+        await driven.shows("reward")
         await driven.press("o")
         await driven.type(str(tmp_path / "nothing"))
         await driven.press("enter")
@@ -113,7 +113,7 @@ def test_names_that_begin_alike_are_cut_in_the_middle(home: Home) -> None:
 
 def test_the_charts_keys_work_at_once(home: Home) -> None:
     async def script(driven: Driven) -> None:
-        await driven.shows("objective/scores")
+        await driven.shows("reward")
         chart = driven.screen.query(Chart).first()
         await driven.until(lambda: chart.has_focus)
         await driven.press("y")
@@ -124,7 +124,7 @@ def test_the_charts_keys_work_at_once(home: Home) -> None:
 
 def test_recipe_view_lists_only_what_differs_and_dims_defaults(home: Home) -> None:
     async def script(driven: Driven) -> None:
-        await driven.shows("objective/scores")
+        await driven.shows("reward")
         await driven.press("2")
         table = driven.screen.query_one("#recipe", FactsTable)
         await driven.until(lambda: table.has_focus)
@@ -142,7 +142,7 @@ def test_recipe_view_lists_only_what_differs_and_dims_defaults(home: Home) -> No
 
 def test_metrics_view_shows_newest_and_best_of_each(home: Home) -> None:
     async def script(driven: Driven) -> None:
-        await driven.shows("objective/scores")
+        await driven.shows("reward")
         await driven.press("3")
         table = driven.screen.query_one("#metrics", FactsTable)
         rows = {row.key: row.cells for row in table.rows if row.cells}
@@ -171,7 +171,7 @@ def test_only_the_best_value_stands_out_not_the_newest_beside_it(home: Home, wid
 
 def test_from_120_columns_all_three_views_are_shown(home: Home) -> None:
     async def script(driven: Driven) -> None:
-        await driven.shows("objective/scores", "learning_rate", "after.true_utility", "lr4-a1")
+        await driven.shows("objective/scores", "reward", "learning_rate", "after.true_utility", "lr4-a1")
         await driven.press("2")
         assert driven.screen.query_one("#recipe").has_focus and "objective/kl" in driven.text
         await driven.press("3")
@@ -184,7 +184,7 @@ def test_curves_of_a_live_run_grow(home: Home) -> None:
     run = home.run(IDS[1])
 
     async def script(driven: Driven) -> None:
-        await driven.shows("objective/scores")
+        await driven.shows("reward")
         write_metrics(run, {"objective/scores": [9.0] * 5})
         await driven.press("3")
         await driven.shows("▲ 9 @1")
@@ -272,7 +272,7 @@ def test_hostile_text_is_plain_and_clean_on_every_view(home: Home, size: tuple[i
 @pytest.mark.slow
 def test_resizing_to_nothing_and_back_survives(home: Home) -> None:
     async def script(driven: Driven) -> None:
-        await driven.shows("objective/scores")
+        await driven.shows("reward")
         for size in ((20, 5), (1, 1), (160, 45), (80, 24)):
             await driven.pilot.resize_terminal(*size)
             await driven.press("1", "2", "3")
@@ -282,8 +282,10 @@ def test_resizing_to_nothing_and_back_survives(home: Home) -> None:
     drive(home, _compare(home), script)
 
 
-def test_names_are_shortened_to_what_differs() -> None:
-    assert short_names(["p-20261124-a1-ppo", "p-20261124-b2-ppo"]) == ["a1", "b2"]
+def test_names_lose_only_the_words_they_begin_with() -> None:
+    assert short_names(["p-20261124-a1-ppo", "p-20261124-b2-ppo"]) == ["a1-ppo", "b2-ppo"]
+    assert short_names(["p-a1-sft", "p-b2-sft"], {"b2-sft"}) == ["p-a1-sft", "p-b2-sft"]
+    assert short_names(["p-10", "p-11"]) == ["10", "11"]
     assert short_names(["p-x-sft", "p-x-ppo"]) == ["sft", "ppo"]
     assert short_names(["run", "run-2"]) == ["run", "run-2"]
     assert short_names(["a.b_c"]) == ["a.b_c"]
@@ -311,3 +313,57 @@ def test_the_best_point_is_found_wherever_it_lies(name: str) -> None:
         assert best_of(name, series) == (place * 3.0, choose(values))
     assert best_of("learning_rate", series) is None
     assert best_of(name, Series(name)) is None
+
+
+def test_charts_have_the_monitors_titles_and_units(home: Home) -> None:
+    for run_id in IDS:
+        write_metrics(home.run(run_id), {"tokens_per_second": [15_300.0], "gpu/mean/memory": [2.0**30], "other": [1.0]})
+
+    async def script(driven: Driven) -> None:
+        await driven.shows("reward")
+        overlays = {overlay.metric: overlay for overlay in driven.screen.query_one(ChartGrid).overlays}
+        said = {name: (overlay.title, overlay.unit) for name, overlay in overlays.items()}
+        assert said == {
+            "objective/scores": ("reward", "number"),
+            "objective/kl": ("KL", "number"),
+            "val/ratio": ("ratio", "number"),
+            "tokens_per_second": ("tokens/s", "tokens/s"),
+            "gpu/mean/memory": ("GPU memory of this run, mean", "bytes"),
+            "other": ("other", "number"),
+        }
+        driven.screen.go_to_chart("tokens/s")
+        assert {"tokens/s"} == {chart.unit for chart in driven.screen.query(Chart) if chart.title == "tokens/s"}
+        assert driven.screen.charts_by_title()["tokens/s"] == "tokens_per_second"
+
+    drive(home, _compare(home), script)
+
+
+def test_a_result_that_is_noise_beside_its_pair_is_nothing(home: Home) -> None:
+    for run_id in IDS:
+        home.run(run_id).write_json("result.json", {"before": {"kl": -2.59e-8}, "after": {"kl": 1.7155}})
+
+    async def script(driven: Driven) -> None:
+        await driven.press("3")
+        await driven.shows("after.kl")
+        rows = {row.key: row.cells for row in driven.screen.query_one("#metrics", FactsTable).rows if row.cells}
+        assert [cell.text for cell in rows["before.kl"]] == ["0", "0"]
+        assert [cell.text for cell in rows["after.kl"]] == ["1.7155", "1.7155"]
+
+    drive(home, _compare(home), script)
+
+
+def test_a_run_that_is_not_on_the_x_axis_is_named(home: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    logged = [{"step": step, "objective/scores": step / 2} for step in (1, 2)]
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 2, "max_steps": 2, "log_history": logged}))
+
+    async def script(driven: Driven) -> None:
+        await driven.until(lambda: len(driven.screen.query(Chart).first().curves) == 2)
+        assert "not drawn" not in driven.lines[0]
+        while driven.screen.places.axis != "time":
+            await driven.press("X")
+        await driven.until(lambda: "no times, so not drawn: elsewhere" in driven.lines[0])
+        assert len(driven.screen.query(Chart).first().curves) == 1
+
+    drive(home, _compare(home, [IDS[0], str(folder)]), script, size=(120, 30))

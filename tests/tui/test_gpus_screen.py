@@ -37,7 +37,7 @@ def _block(shown: Shown) -> list[str]:
     return shown.front.query_one(GpuPanel).plain.splitlines()
 
 
-@pytest.mark.parametrize(("count", "lines", "begins"), [(2, 3, "GPU  util"), (16, 2, "16 GPUs")])
+@pytest.mark.parametrize(("count", "lines", "begins"), [(2, 4, "GPU 0"), (16, 2, "16 GPUs")])
 def test_gpus_have_a_place_on_the_monitor(alive: Home, gpus: FakeNvml, count: int, lines: int, begins: str) -> None:
     gpus.count = count
 
@@ -63,7 +63,7 @@ def test_the_monitor_shows_the_gpus_of_its_run_and_opens_all(alive: Home, gpus: 
         await shown.until(lambda: _block(shown))
         assert _block(shown)[0].startswith("GPU 5  A GPU") and len(_block(shown)) == 2
         await shown.press("u")
-        await shown.shows("8 × A GPU", "run or program")
+        await shown.shows("8 × A GPU", "run or program", "esc back", "u close")
         await shown.press("escape")
         assert shown.name == "MonitorScreen"
         await shown.pilot.resize_terminal(80, 20)  # too low for a block: in the line about the machine

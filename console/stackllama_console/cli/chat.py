@@ -88,7 +88,7 @@ def _ask(process: ChatProcess, ready: Ready, prompt: str, arguments: argparse.Na
             for event in process.wait(_POLL):
                 match event:
                     case Delta(id=number) | Done(id=number) if number == question:
-                        if _take(event, facts, writer) and event.which == ready.sides[-1]:
+                        if _take(event, facts, writer, alone=ready.functions) and event.which == ready.sides[-1]:
                             return facts
                     case Failure(error=error):
                         writer.end()
@@ -105,7 +105,7 @@ def _ask(process: ChatProcess, ready: Ready, prompt: str, arguments: argparse.Na
             process.cancel(question)
 
 
-def _take(event: Delta | Done, facts: Facts, writer: "_Writer") -> bool:
+def _take(event: Delta | Done, facts: Facts, writer: "_Writer", *, alone: bool) -> bool:
     """Write an event to the answer; return whether that side is done."""
     writer.begin(event.which)
     side = facts.setdefault(event.which, {"text": ""})
@@ -117,7 +117,7 @@ def _take(event: Delta | Done, facts: Facts, writer: "_Writer") -> bool:
     writer.end()
     if event.reward is not None:
         side["reward"] = event.reward
-        writer.note(f"reward of {event.which}: {number(event.reward)}")
+        writer.note(f"reward of {event.which}: {number(event.reward)}{' (reward model alone)' if alone else ''}")
     return True
 
 

@@ -46,7 +46,7 @@ class Lines:
                     self._flush()
             case "checkpoint":
                 self._flush()
-                say(f"{tail.title}: checkpoint at step {event.step}")
+                say(f"{tail.title}: checkpoint at step {'?' if event.step is None else f'{event.step:,}'}")
             case "health":
                 self._flush()
                 say(f"{tail.title}: {one_line(str(event.data.get('message', '')))}")

@@ -1,8 +1,9 @@
 """Comparison of several runs, of a home or of other trainers: readers, shared metrics, recipes and results."""
 
+import contextlib
+import os.path
 import re
-from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -104,16 +105,24 @@ class Comparison:
     def __init__(self, home: Home, run_ids: Iterable[str]) -> None:
         self.home = home
         self.sides = [Side(home, run_id) for run_id in dict.fromkeys(run_ids)]
-        self.names = short_names([side.id for side in self.sides])
+        self._name_whole()
 
     def add(self, folder: Path) -> None:
         """Compare another trainer's run as well; one that is compared already is not added."""
         if not any(side.folder == folder for side in self.sides):
             self.sides = [*self.sides, Side(self.home, str(folder))]
-            self.names = short_names([side.id for side in self.sides])
+            self._name_whole()
+
+    def _name_whole(self) -> None:
+        self.names = [side.id for side in self.sides]
+        self._are_whole = True
 
     def poll(self) -> bool:
         """Read what is new in all runs; return whether anything changed."""
+        if self._are_whole:  # here, because a directory is read for it
+            self._are_whole = False
+            with contextlib.suppress(OSError):  # not to be read: any shorter name may be another run's
+                self.names = short_names(self.names, {run.id for run in self.home.unsorted_runs()})
         return any([side.poll() for side in self.sides])
 
     @property
@@ -159,20 +168,18 @@ def read_facts(reader: RunReader, stage: Stage) -> Facts:
     return Facts(values=values, defaults=defaults, results=results, errors=tuple(errors))
 
 
-def short_names(ids: Sequence[str]) -> list[str]:
-    """Shorten ids by the parts at either end that all have in common; whole where nothing would be left."""
+def short_names(ids: Sequence[str], others: Collection[str] = ()) -> list[str]:
+    """Shorten ids by the words at their beginning that all have in common.
+
+    Args:
+        ids: of the compared runs.
+        others: ids of other runs; where one of them would result, the ids stay whole, as where nothing would be left.
+    """
     if len(ids) < 2:
         return list(ids)
-    parts = [re.findall(r"[^-_.]+", text) for text in ids]
-    head = _shared(parts)
-    tail = _shared([words[head:][::-1] for words in parts])
-    shortened = ["-".join(words[head : len(words) - tail]) for words in parts]
-    return shortened if all(shortened) and len(set(shortened)) == len(ids) else list(ids)
-
-
-def _shared(parts: Sequence[Sequence[str]]) -> int:
-    """Count the leading parts that are the same in all."""
-    return sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*parts, strict=False)))
+    shared = re.sub(r"[^-_.]*$", "", os.path.commonprefix(list(ids)))  # noqa: RUF071 - cut at a separator here
+    shortened = [text[len(shared) :] for text in ids]
+    return shortened if all(shortened) and not set(shortened) & {*ids, *others} else list(ids)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

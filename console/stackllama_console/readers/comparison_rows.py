@@ -2,12 +2,13 @@
 
 import os.path
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
 
-from stackllama_engine.contract.metrics import Unit, better, unit_of
+from stackllama_engine.contract.metrics import Unit, better, metrics_of, unit_of
 
 from ..units import duration, number
 from .comparison import Comparison, Side
@@ -114,7 +115,7 @@ def _metric_row(name: str, sides: Sequence[Side]) -> FactRow:
         (max(values) if better(name) == "higher" else min(values)) if len(values) > 1 and len(set(values)) > 1 else None
     )
     cells: list[Cell] = []
-    unit = _unit_of(name, sides)
+    unit = unit_among(name, sides)
     beside = max((abs(series.last) for series in curves if series is not None and series.last is not None), default=0.0)
     for series, best in zip(curves, bests, strict=True):
         if series is None or series.last is None:
@@ -128,17 +129,39 @@ def _metric_row(name: str, sides: Sequence[Side]) -> FactRow:
     return FactRow(name, tuple(cells))
 
 
-def _unit_of(name: str, sides: Sequence[Side]) -> Unit:
+def unit_among(name: str, sides: Sequence[Side]) -> Unit:
+    """Return the unit of a metric's values, as the first stage that knows it has it."""
+    name = _listed_name(name)
     for side in sides:
         if (unit := unit_of(side.stage, name)) != "number":
             return unit
     return "number"
 
 
+def chart_titles(names: Sequence[str], sides: Sequence[Side]) -> dict[str, str]:
+    """Return what the monitor calls each metric; the name itself where nothing does, or two are called the same."""
+    labels: dict[str, str] = {}
+    for side in reversed(sides):
+        labels |= {metric.name: metric.label for metric in metrics_of(side.stage)}
+    titles: dict[str, str] = {}
+    for name in names:
+        label = labels.get(_listed_name(name), name)
+        titles[name] = f"{label}, {name.split('/')[1]}" if _listed_name(name) in labels.keys() - {name} else label
+    counts = Counter(titles.values())
+    return {name: title if counts[title] == 1 else name for name, title in titles.items()}
+
+
+def _listed_name(name: str) -> str:
+    """Return the name that a metric is listed under: ``gpu/*/memory`` of ``gpu/mean/memory``."""
+    parts = name.split("/")
+    return f"gpu/*/{parts[2]}" if parts[0] == "gpu" and len(parts) == 3 else name
+
+
 def _result_row(key: str, sides: Sequence[Side]) -> FactRow:
     values = [side.facts.results.get(key) for side in sides]
     numbers = {value for value in values if value is not None}
-    beside, top = max(map(abs, numbers), default=0.0), None
+    both = [side.facts.results.get(name) for side in sides for name in (key, _other_of_pair(key))]
+    beside, top = max((abs(value) for value in both if value is not None), default=0.0), None
     if len(numbers) > 1 and (best := better(key)):
         top = max(numbers) if best == "higher" else min(numbers)
     return FactRow(
@@ -148,6 +171,14 @@ def _result_row(key: str, sides: Sequence[Side]) -> FactRow:
             for value in values
         ),
     )
+
+
+def _other_of_pair(key: str) -> str:
+    """Return ``after.kl`` of ``before.kl`` and the other way round; else the key itself."""
+    for one, other in (("before.", "after."), ("after.", "before.")):
+        if key.startswith(one):
+            return other + key.removeprefix(one)
+    return key
 
 
 def best_of(name: str, series: Series) -> tuple[float, float] | None:

@@ -65,7 +65,7 @@ def last_text(row: Row, *, bare: bool = False) -> str:
 
 
 def _step(row: Row) -> str:
-    return f"{row.step}/{row.total_steps}" if row.total_steps else str(row.step or "")
+    return f"{row.step:,}/{row.total_steps:,}" if row.total_steps else f"{row.step:,}" if row.step else ""
 
 
 def _duration(row: Row, now: float) -> str:

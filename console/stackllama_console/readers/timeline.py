@@ -64,7 +64,7 @@ class Timeline:
         names = [name for name in metrics if name.startswith("eval")]
         values = ", ".join(f"{name} {number(metrics[name])}" for name in names[:_FEW])
         more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-        self._insert(RunEvent(moment, attempt, None, one_line(f"evaluation at step {step}: {values}{more}")))
+        self._insert(RunEvent(moment, attempt, None, one_line(f"evaluation at step {step:,}: {values}{more}")))
 
     def publish(self) -> None:
         """Let readers see what was added."""
@@ -104,7 +104,7 @@ def _line(event: RunEvent) -> str:
 
 def _text(event: Event | Record) -> str:
     data: dict[str, Any] = event.data or {}
-    at = "" if event.step is None else f" at step {event.step}"
+    at = "" if event.step is None else f" at step {event.step:,}"
     match event.kind:
         case "phase":
             reason = data.get("reason")

@@ -43,7 +43,10 @@ def export(charts: Sequence[Drawn], run: str, screen: str) -> list[Path]:
 
 
 def as_csv(charts: Iterable[Drawn], run: str) -> str:
-    """Return every point in sight: run, chart, curve, place and value, and the moving average where one is drawn."""
+    """Return every point in sight: run, chart, curve, place and value, and the moving average where one is drawn.
+
+    A reference line is a row without a place.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "chart", "curve", "x", "place", "value", "smoothed"])
@@ -55,6 +58,8 @@ def as_csv(charts: Iterable[Drawn], run: str) -> str:
                 place = series.steps[index]
                 row = [run, chart.title, label, chart.x, place if place % 1 else int(place), series.values[index]]
                 writer.writerow([*row, "" if averages is None else averages[index]])
+        if chart.reference is not None:  # at every place
+            writer.writerow([run, chart.title, chart.reference[0], chart.x, "", chart.reference[1], ""])
     return text.getvalue()
 
 
@@ -79,7 +84,7 @@ def as_svg(charts: Sequence[Drawn], run: str) -> str:
 def _chart(chart: Drawn) -> Iterable[str]:
     flags = [f"by {chart.x}"] if chart.x != "step" else []
     flags += [f"smooth {chart.weight:g}"] if chart.weight else []
-    flags += ["log"] if chart.log else []
+    flags += [("log, 0 and less at the bottom" if _reaches_zero(chart) else "log")] if chart.log else []
     yield f'<text x="{_LEFT}" y="16" font-weight="bold">{escape(chart.title)}</text>'
     yield f'<text x="{_WIDTH - _RIGHT}" y="16" text-anchor="end" fill="#666">{escape(" · ".join(flags))}</text>'
     bottom = _HEIGHT - _BOTTOM
@@ -90,32 +95,50 @@ def _chart(chart: Drawn) -> Iterable[str]:
     for place, label in chart.x_ticks:
         yield f'<text x="{_x(chart, place):.1f}" y="{bottom + 18}" text-anchor="middle">{escape(label)}</text>'
     yield f'<path d="M{_LEFT} {_TOP}V{bottom}H{_WIDTH - _RIGHT}" fill="none" stroke="#888"/>'
-    start = _LEFT
+    start, beside = _LEFT, 0.0 if chart.log else max(abs(chart.low), abs(chart.high))
     for index, (label, series) in enumerate(chart.curves):
         colour, dashes = _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
         if chart.weight:
-            yield f'<path d="{_path(chart, series)}" fill="none" stroke="{colour}" stroke-opacity="0.25"/>'
-        path = _path(chart, series.smoothed(chart.weight))
+            yield f'<path d="{_line(_points(chart, series))}" fill="none" stroke="{colour}" stroke-opacity="0.25"/>'
+        shown = series.smoothed(chart.weight)
+        points = _points(chart, shown)
         dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
-        yield f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dashed}/>'
-        text = f"{label} {number(series.last)}"
+        yield f'<path d="{_line(points)}" fill="none" stroke="{colour}" stroke-width="1.5"{dashed}/>'
+        if len(points) == 1:  # a line of one point is not to be seen
+            yield f'<circle cx="{points[0][0]:g}" cy="{points[0][1]:.1f}" r="3" fill="{colour}"/>'
+        text = f"{label} {number(shown.last, chart.unit, beside=beside) if len(shown) else '-'}"
         yield f'<path d="M{start} 32h18" stroke="{colour}" stroke-width="2"{dashed}/>'
         yield f'<text x="{start + 22}" y="36">{escape(text)}</text>'
         start += 40 + 7 * len(text)
+    if chart.reference is not None:
+        label, value = chart.reference
+        line = 'stroke="#222" stroke-dasharray="2 4"'
+        yield f'<path d="M{_LEFT} {_y(chart, value):.1f}H{_WIDTH - _RIGHT}" {line}/>'
+        yield f'<path d="M{start} 32h18" {line}/>'
+        yield f'<text x="{start + 22}" y="36">{escape(f"{label} {number(value, chart.unit, beside=beside)}")}</text>'
 
 
-def _path(chart: Drawn, series: Series) -> str:
-    """Return a line through each column's extremes."""
+def _reaches_zero(chart: Drawn) -> bool:
+    spans = [series.columns(*chart.window, 1)[0] for _, series in chart.curves]
+    return any(span is not None and span[0] <= 0 for span in spans)
+
+
+def _points(chart: Drawn, series: Series) -> list[tuple[float, float]]:
+    """Return each column's extremes."""
     start, stop = chart.window
-    points: list[str] = []
+    points: list[tuple[float, float]] = []
     before: float | None = None
     for index, span in enumerate(series.columns(start, stop, _COLUMNS)):
         if span is None:
             continue
         ends = sorted(set(span), reverse=before is not None and abs(span[1] - before) < abs(span[0] - before))
-        points += [f"{_LEFT + index + 0.5:g} {_y(chart, value):.1f}" for value in ends]
+        points += [(_LEFT + index + 0.5, _y(chart, value)) for value in ends]
         before = ends[-1]
-    return f"M{'L'.join(points)}" if points else ""
+    return points
+
+
+def _line(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:g} {y:.1f}" for x, y in points) if points else ""
 
 
 def _x(chart: Drawn, place: float) -> float:

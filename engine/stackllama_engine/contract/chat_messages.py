@@ -65,6 +65,8 @@ class Ready(Struct, frozen=True, kw_only=True):
     """The run's own system prompt."""
     rewards: bool = False
     """Whether answers are scored."""
+    functions: bool = False
+    """Whether reward functions, which the chat does not call, scored the run's responses as well."""
 
 
 class Delta(Struct, frozen=True, kw_only=True):

@@ -5,7 +5,9 @@ The generator is a process of its own. It starts when the screen opens and ends 
 
 import asyncio
 from collections.abc import Callable
+from secrets import randbelow
 from threading import Lock
+from time import monotonic
 from typing import Any, ClassVar
 
 from msgspec import Struct
@@ -21,6 +23,7 @@ from stackllama_engine.contract.run_dir import RunDir
 from ...readers.generator import ChatEvent, ChatProcess, Ended, start_chat
 from ...readings import checkpoint_steps
 from ...sanitise import one_line, sanitise
+from ...units import duration
 from ..screen import ConsoleScreen
 from ..widgets.cells import cut
 from ..widgets.turn_list import Answer, Turn, TurnList
@@ -34,7 +37,13 @@ RESULT = "result"
 Start = Callable[[RunDir, str | None], ChatProcess]
 
 
-_LOADING = "loading the model; a large one takes a while. You can type already."
+_SEEDS = 1_000_000  # short enough to be typed again
+_GREEDY = 0.01  # a temperature below it takes the likeliest token
+
+
+def _loading(seconds: float) -> str:
+    taken = f", {duration(seconds)}" if seconds >= 1 else ""
+    return f"loading the model{taken}; a large one takes a while. You can type already."
 
 
 class NotStarted(Struct, frozen=True):
@@ -98,15 +107,16 @@ class ChatScreen(ConsoleScreen):
         self._guard = Lock()  # of `process`, `_wanted` and `_left`
         self._wanted = True
         self._left = False
-        self._seed = 0
+        self._seed = randbelow(_SEEDS)
         self._fixed_seed: int | None = None
         self._system: str | None = None
         self._last_prompt = ""
         self._said = ("", "")
+        self._loading_since: float | None = monotonic()
 
     def body(self) -> ComposeResult:
         """Compose status, conversation, settings and the input line."""
-        yield Static(_LOADING, id="status", markup=False)
+        yield Static(_loading(0), id="status", markup=False)
         yield TurnList(id="turns")
         yield Static("", id="bottom", markup=False)
         line = QuestionLine(
@@ -119,6 +129,13 @@ class ChatScreen(ConsoleScreen):
         """Say what is being loaded; the thread of :meth:`poll` starts it."""
         self.call_next(self._head)  # after the heading that every screen begins with
         self._show_settings()
+        self.set_interval(1.0, self.show_loading)
+
+    def show_loading(self) -> None:
+        """Say for how long the model has been loading."""
+        if self._loading_since is not None:
+            self._said = _loading(monotonic() - self._loading_since), ""
+            self._show_status()
 
     def on_resize(self, event: events.Resize) -> None:
         """Give questions and answers the space where there is little."""
@@ -175,7 +192,7 @@ class ChatScreen(ConsoleScreen):
                 case Delta() | Done() | Failure():
                     position_and_turn = turns.turn(event.id) if event.id is not None else None
                     if position_and_turn:
-                        position_and_turn[1].take(event)
+                        position_and_turn[1].take(event, alone=self._is_scored_in_part)
                         changed.add(position_and_turn[0])
                     elif isinstance(event, Failure):
                         self.say(event.error, error=True)
@@ -184,6 +201,11 @@ class ChatScreen(ConsoleScreen):
         if changed:
             turns.changed(min(changed))
 
+    @property
+    def _is_scored_in_part(self) -> bool:
+        ready = self.process.ready if self.process else None
+        return ready is not None and ready.rewards and ready.functions
+
     def _ready(self, ready: Ready) -> None:
         what = " and ".join(ready.sides)
         where = f", {ready.checkpoint}" if ready.checkpoint else ""
@@ -191,6 +213,7 @@ class ChatScreen(ConsoleScreen):
         model = cut(ready.model, 40, keep_end=True)
         self._status(f"{what} of {model}{where}, on {ready.device}{note}")
         self._show_settings()
+        self.refresh_bindings()  # whether there is a system prompt is known now
         turns = self.query_one(TurnList)
         for turn in turns.turns:  # asked while it was loading, before it was known who answers
             if turn.open and not any(answer.text for answer in turn.answers.values()):
@@ -214,7 +237,7 @@ class ChatScreen(ConsoleScreen):
 
     def _status(self, text: str, way_out: str = "") -> None:
         """Set the status; ``way_out`` names keys where something is wrong."""
-        self._said = text, way_out
+        self._said, self._loading_since = (text, way_out), None
         self._show_status()
 
     def _show_status(self) -> None:
@@ -254,6 +277,13 @@ class ChatScreen(ConsoleScreen):
 
     # keys
 
+    def shows_key(self, binding: Binding) -> bool:
+        """Return whether the footer offers a key: only where it can do something."""
+        if binding.id == "chat.system":
+            ready = self.process.ready if self.process else None
+            return ready is None or ready.prompt_format == "chat"
+        return binding.id not in ("chat.cancel", "chat.regenerate") or bool(self._last_prompt)
+
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Ask both sides."""
         prompt = event.value.strip()
@@ -266,22 +296,27 @@ class ChatScreen(ConsoleScreen):
             self.say("The generator is not running. Escape leaves the input; then r: restart, c: choose a checkpoint.")
             return False
         sides = self.process.ready.sides if self.process.ready else list(SIDES)
+        seed = self._seed if self._fixed_seed is None else self._fixed_seed
         try:
             question = self.process.ask(
                 prompt,
                 sides,
                 max_new_tokens=self.length,
                 temperature=self.temperature,
-                seed=self._seed if self._fixed_seed is None else self._fixed_seed,
+                seed=seed,
                 system=self._system,
             )
         except StackllamaError as error:
             self.say(str(error), error=True)
             return False
-        self._seed += 1
+        self._seed = (self._seed + 1) % _SEEDS
         self._last_prompt = prompt
+        self.refresh_bindings()
+        settings = f"temperature {self.temperature:g}"
+        if self.temperature >= _GREEDY:
+            settings = f"seed {seed} · {settings}"
         answers: dict[Side, Answer] = {side: Answer() for side in sides}
-        self.query_one(TurnList).add(Turn(id=question, prompt=sanitise(prompt), answers=answers))
+        self.query_one(TurnList).add(Turn(id=question, prompt=sanitise(prompt), answers=answers, settings=settings))
         return True
 
     def action_write(self) -> None:
@@ -313,7 +348,11 @@ class ChatScreen(ConsoleScreen):
         """Ask the last question once more; the earlier answers stay above."""
         if not self._last_prompt:
             self.say("Nothing has been asked yet.")
-        elif self._ask(self._last_prompt) and self._fixed_seed is not None:
+        elif not self._ask(self._last_prompt):
+            return
+        elif self.temperature < _GREEDY:
+            self.say("At temperature 0 the answers change only with other settings. t: change the temperature.")
+        elif self._fixed_seed is not None:
             self.say("The seed is fixed: the answers change only with other settings. s: change the seed.")
 
     def action_seed(self) -> None:
@@ -384,7 +423,8 @@ class ChatScreen(ConsoleScreen):
         self._give_up("the generator was restarted")
         self.checkpoint = checkpoint
         self._wanted = True
-        self._status(_LOADING)
+        self._loading_since = monotonic()
+        self.show_loading()
         self._head()
         turns = self.query_one(TurnList)
         if turns.turns:

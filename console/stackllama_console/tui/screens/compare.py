@@ -1,6 +1,6 @@
 """Comparison of two or more runs: curves over each other, recipe differences, and metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,16 +17,20 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.user_dirs import expanded
 
 from ...readers.comparison import Comparison
-from ...readers.comparison_rows import FactRow, metric_rows, recipe_rows
+from ...readers.comparison_rows import FactRow, chart_titles, metric_rows, recipe_rows, unit_among
 from ...readers.foreign import open_foreign
 from ...readers.protocol import Reader
 from ...readers.series import Series
+from ...readers.x_axes import XAxis
 from ..chart_screen import ChartScreen
 from ..widgets.chart_grid import ChartGrid, Overlay
 from ..widgets.facts_table import FactsTable
 from .confirm import AskScreen
 
 _WIDE = 120
+_NAMED = 3
+"""Runs that the heading names."""
+_PLACES: dict[XAxis, str] = {"progress": "number of steps", "time": "times", "tokens": "tokens", "episodes": "episodes"}
 
 View = Literal["charts", "recipe", "metrics"]
 
@@ -123,7 +127,7 @@ class CompareScreen(ChartScreen):
         """Render charts and tables; only what changed is painted."""
         compared: Compared = update
         grid = self.query_one(ChartGrid)
-        grid.show_overlays([self._overlay(metric) for metric in compared.names])
+        grid.show_overlays(self._overlays(compared.names))
         names = self.comparison.names
         self.query_one("#recipe", FactsTable).show_facts(names, compared.recipe, "No recipe could be read.")
         self.query_one("#metrics", FactsTable).show_facts(names, compared.metrics)
@@ -157,27 +161,44 @@ class CompareScreen(ChartScreen):
         question = "Directory of another trainer's run"
         self.console_app.push_screen(AskScreen(question, placeholder="/path/to/output_dir", check=check), add)
 
-    def _overlay(self, metric: str) -> Overlay:
+    def _overlays(self, metrics: Sequence[str]) -> list[Overlay]:
+        sides = self.comparison.sides
+        titles = chart_titles(metrics, sides)
+        return [Overlay(name, titles[name], unit_among(name, sides), self._curves(name)) for name in metrics]
+
+    def _curves(self, metric: str) -> tuple[tuple[str, Series], ...]:
         """Return a metric's curves over the x axis; runs that do not say where their steps lie on it are left out."""
         curves: list[tuple[str, Series]] = []
         for name, side in zip(self.comparison.names, self.comparison.sides, strict=True):
             if side.reader and metric in side.reader.series:
                 series = self.places.over(side.reader.series[metric], side.reader)
                 curves += [(name, series)] if series is not None else []
-        return Overlay(metric, tuple(curves))
+        return tuple(curves)
+
+    def _left_out(self) -> str:
+        """Return which runs are not drawn, because they do not say where their steps lie on the x axis."""
+        axis, comparison = self.places.axis, self.comparison
+        if axis == "step":
+            return ""
+        named = zip(comparison.names, comparison.sides, strict=True)
+        names = [
+            name for name, side in named if side.reader and side.reader.series and self.places.of(side.reader) is None
+        ]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return f"no {_PLACES[axis]}, so not drawn: {', '.join(names[:_NAMED])}{more}" if names else ""
 
     # for `ChartScreen`
 
     def show_charts(self) -> None:
         """Draw the charts of this page, their curves over the x axis that is chosen now."""
         grid = self.query_one(ChartGrid)
-        grid.overlays = [self._overlay(overlay.metric) for overlay in grid.overlays]
+        grid.overlays = self._overlays([overlay.metric for overlay in grid.overlays])
         grid.draw_anew()
         self._head()
 
     def charts_by_title(self) -> Mapping[str, str]:
-        """Return the metrics there are."""
-        return {overlay.metric: "" for overlay in self.query_one(ChartGrid).overlays}
+        """Return the titles of the metrics there are, and their names."""
+        return {overlay.title: overlay.metric for overlay in self.query_one(ChartGrid).overlays}
 
     def chart_readers(self) -> list[Reader]:
         """Return the runs that are drawn."""
@@ -222,6 +243,7 @@ class CompareScreen(ChartScreen):
         stages = list(dict.fromkeys(str(side.stage) for side in comparison.sides if side.stage))
         count = len(comparison.sides)
         parts = [f"{count} run{'s' * (count != 1)} · {', '.join(stages)}" if stages else f"{count} runs"]
+        parts += filter(None, [self._left_out()])
         page, pages = self.query_one(ChartGrid).pages
         if pages > 1:
             parts.append(f"metrics {page}/{pages}")

@@ -34,7 +34,8 @@ class GpusScreen(ConsoleScreen):
     INTERVAL = 2.0
     WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("GpuList",)
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("u", "back", "close", id="gpus.close", show=False),
+        Binding("escape", "escape", "back", id="screen.back"),  # shown, as is the key that opened it: nothing else is
+        Binding("u", "back", "close", id="gpus.close"),
     ]
     DEFAULT_CSS = """
     GpusScreen > GpuList { height: 1fr; padding: 0 1; }
@@ -71,7 +72,7 @@ class GpusScreen(ConsoleScreen):
         glyphs = ASCII if self.console_app.options.ascii else UNICODE
         lines: list[Line] = gpu_lines(view, self.size.width - 3, glyphs=glyphs)
         if processes:
-            lines += [[], *process_lines(processes)]
+            lines += [[], *process_lines(processes, ours)]
         if not lines:
             lines = [[(one_line(reading.note or reading.error or "no GPU"), "")]]
         self.query_one(GpuList).show(lines)

@@ -38,7 +38,7 @@ from ..widgets.text_lines import TextLines
 from .monitor_panels import CHARTS, MonitorPanels
 from .text import TextScreen
 
-_GPU_LINES = ((42, 12), (36, 6), (24, 3))
+_GPU_LINES = ((42, 12), (36, 6), (24, 4))
 """Rows of the terminal → lines that the GPUs may take."""
 _OF_OWN_RUNS = ("run(", "child(", "fix")
 """Actions that another trainer's run refuses."""

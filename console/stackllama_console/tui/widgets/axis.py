@@ -77,6 +77,8 @@ def value_ticks(axis: Axis, rows: int, *, unit: Unit = "number") -> list[Tick]:
 
     From two rows on there are at least two, however low the plot: the axis' ends where no steps fit.
     """
+    if axis.log and unit == "bytes":
+        return _log_bytes_ticks(axis, max(1, rows // 2))
     if axis.log:
         return [(value, _log_label(value)) for value in _log_ticks(axis, max(1, rows // 2))]
     scale, name = _binary(max(abs(axis.low), abs(axis.high))) if unit == "bytes" else (1.0, "")
@@ -176,6 +178,20 @@ def _log_ticks(axis: Axis, most: int) -> list[float]:
     decades = [value for power in range(first, last + 1) if inside[0] <= (value := 10.0**power) <= inside[1]]
     thinned = decades[:: math.ceil(len(decades) / most)] if decades else []
     return thinned if len(thinned) > 1 else decades[:: len(decades) - 1] if len(decades) > 1 else fine[:: len(fine) - 1]
+
+
+def _log_bytes_ticks(axis: Axis, most: int) -> list[Tick]:
+    """Return powers of two, thinned until they fit; the axis' ends where fewer than two lie inside."""
+    first, last = math.ceil(math.log2(axis.low) - 1e-9), math.floor(math.log2(axis.high) + 1e-9)
+    every = max(1, math.ceil((last - first + 1) / most))
+    values = [2.0**power for power in range(first, last + 1, every)]
+    values = values if len(values) > 1 else [axis.low, axis.high][: max(1, most)]
+    ticks: list[Tick] = []
+    for value in values:
+        scale, name = _binary(value)
+        share = value / scale
+        ticks.append((value, _bytes_label(share, 0 if share >= 10 or share.is_integer() else 1, name)))
+    return ticks
 
 
 def _binary(most: float) -> tuple[float, str]:

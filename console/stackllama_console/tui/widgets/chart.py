@@ -205,6 +205,8 @@ class Chart(Widget, can_focus=True):
             curves=[(curve.label, curve.series) for curve in self._curves],
             x_ticks=x_ticks(start, stop, 80, self.x),
             value_ticks=value_ticks(self._axis, 15, unit=self.unit),
+            unit=self.unit,
+            reference=self._reference,
         )
 
     def summary(self) -> str:

@@ -7,6 +7,8 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Container
 
+from stackllama_engine.contract.metrics import Unit
+
 from ...readers.series import Series
 from ..chart_board import Board
 from ..widgets.chart import Chart, Curve
@@ -19,9 +21,11 @@ _LEAST_HEIGHT = 10
 
 
 class Overlay(Struct, frozen=True):
-    """One metric: its name and a (label, series) of each run that has it."""
+    """One metric: its name, title and unit, and a (label, series) of each run that has it."""
 
     metric: str
+    title: str
+    unit: Unit
     curves: tuple[tuple[str, Series], ...]
 
 
@@ -75,12 +79,12 @@ class ChartGrid(Container):
         self._board.turn(pages)
         self._fill()
 
-    def go_to(self, metric: str) -> None:
+    def go_to(self, title: str) -> None:
         """Bring a metric's chart into sight and give it the keys."""
-        self._board.show(metric, self._fits)
+        self._board.show(title, self._fits)
         self._fill()
         for chart, overlay in zip(self._charts, self._shown, strict=False):
-            if overlay.metric == metric:
+            if overlay.title == title:
                 chart.focus()
 
     def focus_first(self) -> None:
@@ -97,8 +101,9 @@ class ChartGrid(Container):
         self._fill()
 
     def _fill(self) -> None:
-        by_metric = {overlay.metric: overlay for overlay in self.overlays}
-        page = [by_metric[metric] for metric in self._board.arrange({name: "" for name in by_metric}, self._fits)]
+        by_title = {overlay.title: overlay for overlay in self.overlays}
+        names = {title: overlay.metric for title, overlay in by_title.items()}
+        page = [by_title[title] for title in self._board.arrange(names, self._fits)]
         before, self._shown = self._shown, page
         for index, chart in enumerate(self._charts):
             overlay = page[index] if index < len(page) else None
@@ -108,13 +113,13 @@ class ChartGrid(Container):
             if index < len(before) and _same(before[index], overlay):
                 chart.update()
                 continue
-            chart.title = overlay.metric
+            chart.title, chart.unit = overlay.title, overlay.unit
             curves = [Curve(label, series) for label, series in overlay.curves]
-            chart.set_curves(curves, look=self._dress(chart, overlay.metric))
+            chart.set_curves(curves, look=self._dress(chart, overlay.title))
 
 
 def _same(before: Overlay, after: Overlay) -> bool:
     """Return whether both hold the same series in the same order, not merely equal ones."""
-    return before.metric == after.metric and [(label, id(series)) for label, series in before.curves] == [
-        (label, id(series)) for label, series in after.curves
-    ]
+    return (before.metric, before.title) == (after.metric, after.title) and [
+        (label, id(series)) for label, series in before.curves
+    ] == [(label, id(series)) for label, series in after.curves]

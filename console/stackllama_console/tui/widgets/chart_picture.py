@@ -60,6 +60,8 @@ class Drawn(Struct, frozen=True, kw_only=True):
         log: whether that is logarithmic.
         weight: of the moving average that is drawn; 0: none.
         curves: (label, series) each.
+        unit: of their values.
+        reference: label and value of a horizontal line.
     """
 
     title: str
@@ -72,6 +74,8 @@ class Drawn(Struct, frozen=True, kw_only=True):
     curves: Sequence[tuple[str, Series]]
     x_ticks: Sequence[Tick]
     value_ticks: Sequence[Tick]
+    unit: Unit = "number"
+    reference: tuple[str, float] | None = None
 
 
 def none_finite(count: int) -> str:

@@ -53,7 +53,8 @@ def sample_lines(rows: Sequence[Mapping[str, Any]], width: int, height: int) -> 
     for row in rows:
         if lines:
             lines.append(Text(""))
-        values = [f"step {row.get('step', '?')}"]
+        step = row.get("step", "?")
+        values = [f"step {step:,}" if isinstance(step, int) else f"step {step}"]
         known = (("reward", row.get("reward")), ("KL", row.get("kl")))
         values += [f"{label} {number(value)}" for label, value in known if value is not None]
         lines.append(Text(cut("  ".join(values), width), style="bold"))

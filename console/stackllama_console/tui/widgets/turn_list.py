@@ -39,14 +39,21 @@ class Turn(Struct):
     prompt: str
     answers: dict[Side, Answer]
     error: str = ""
+    settings: str = ""
+    """What it was sampled with."""
 
     @property
     def open(self) -> bool:
         """Whether more may come."""
         return not self.error and any(not answer.info for answer in self.answers.values())
 
-    def take(self, event: Delta | Done | Failure) -> None:
-        """Take in a piece, an end or a failure of this question."""
+    def take(self, event: Delta | Done | Failure, *, alone: bool = False) -> None:
+        """Take in a piece, an end or a failure of this question.
+
+        Args:
+            event: of this question.
+            alone: whether a reward is the reward model's, though reward functions score the run as well.
+        """
         if isinstance(event, Failure):
             self.error = event.error
             return
@@ -56,6 +63,7 @@ class Turn(Struct):
             return
         how = "cancelled" if event.cancelled else "" if event.ended else "cut off at the limit"
         reward = "" if event.reward is None else f"reward {number(event.reward)}"  # first: a narrow side cuts the end
+        reward += " (reward model alone)" if reward and alone else ""
         length = f"{event.tokens:,} token{'s' * (event.tokens != 1)}"
         answer.info = " · ".join(filter(None, (reward, length, f"{event.seconds:.1f} s", how)))
 
@@ -197,6 +205,10 @@ def _turn_lines(turn: Turn, width: int) -> list[Pieces]:
     lines: list[Pieces] = []
     for index, line in enumerate(wrap_text(turn.prompt, width - 2)):
         lines.append([("› " if index == 0 else "  ", "dim"), (line, "prompt")])
+    if turn.settings and sum(cell_len(text) for text, _ in lines[-1]) + 2 + cell_len(turn.settings) <= width:
+        lines[-1].append((f"  {turn.settings}", "dim"))
+    elif turn.settings:
+        lines.append([("  ", "dim"), (turn.settings, "dim")])
     sides = list(turn.answers.items())
     if len(sides) == 2 and width >= _BESIDE:
         lines += _beside(turn, sides, (width - len(_GAP)) // 2)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...contract.chat_messages import Ask, Delta, Done, Failure, Ready
+from ...contract.chat_reward import has_reward_functions
 from ...contract.chat_target import find_target
 from ...contract.errors import ExitCode, StackllamaError
 from ...contract.run_dir import RunDir
@@ -68,6 +69,7 @@ def _load(run: RunDir, checkpoint: str | None, *, cpu: bool) -> "tuple[Sides, Sc
         prompt_format=sides.encoder.format.kind,
         system=sides.encoder.format.system_prompt,
         rewards=score is not None,
+        functions=score is not None and has_reward_functions(run),
     )
     return sides, score, ready
 

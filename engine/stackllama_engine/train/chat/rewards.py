@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel
 
 from ...contract.base import base_identity, read_identity, same_base
-from ...contract.chat_reward import RewardModel, find_reward_model
+from ...contract.chat_reward import RewardModel, find_reward_model, has_reward_functions
 from ...contract.errors import StackllamaError
 from ...contract.recipe import PPORecipe
 from ...contract.recipe_io import build_recipe
@@ -41,7 +41,7 @@ def load_rewards(run: RunDir, sides: Sides) -> tuple[Score | None, str | None]:
     try:
         model = find_reward_model(run)
         if model is None:
-            return None, None
+            return None, "no reward model: functions score this run" if has_reward_functions(run) else None
         path = Path(model.path)
         if _shares_base(path, sides):
             return _shared(path, sides), None
