@@ -4,14 +4,18 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from stackllama_engine.contract.audit import Audit
 from stackllama_engine.contract.prompt_format import PromptFormat
+from stackllama_engine.contract.recipe import RewardRecipe
+from stackllama_engine.train import reward
 from stackllama_engine.train.audit.report import Pairs, audit
 from stackllama_engine.train.audit.rules import formatting, repetition, word_margins
 from stackllama_engine.train.audit.statistics import Array, Clusters, buckets, calibration, rank_correlation, right
@@ -149,3 +153,27 @@ def test_noise_is_no_better_than_a_coin(base: Path) -> None:
 
 def hash_of(text: str) -> int:
     return sum((index + 1) * 7919 * ord(letter) for index, letter in enumerate(text))
+
+
+# at the end of a reward run
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_an_audit_that_fails_is_a_notice_and_every_rank_goes_on(monkeypatch: pytest.MonkeyPatch, main: bool) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(reward, "audit_model", fails)
+    said, passed = list[str](), list[str]()
+    session: Any = SimpleNamespace(
+        is_main=main,
+        run=SimpleNamespace(id="judge"),
+        reporter=SimpleNamespace(phase=lambda _: None, health=said.append, is_main=main),
+        state=SimpleNamespace(wait_for_everyone=lambda: passed.append("barrier")),
+        requests=SimpleNamespace(agree=lambda _: passed.append("agree") or SimpleNamespace(failed=False)),
+    )
+    trainer = SimpleNamespace(model=None, state=SimpleNamespace(global_step=1))
+    reward._audit(RewardRecipe(model_name_or_path="m"), session, None, trainer, torch.zeros(1, 2))  # pyright: ignore
+    notice = "the audit was not made: RuntimeError: CUDA out of memory; `stackllama-console audit judge` makes it"
+    assert said == ([notice] if main else [])
+    assert passed == ["barrier", "agree"]
