@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -153,6 +154,31 @@ def test_noise_is_no_better_than_a_coin(base: Path) -> None:
 
 def hash_of(text: str) -> int:
     return sum((index + 1) * 7919 * ord(letter) for index, letter in enumerate(text))
+
+
+def few(base: Path, scores: list[list[float]], rows: int = 0, limit: int = 512, spoilt: float = 9.0) -> Audit:
+    """Audit pairs of different questions with these scores; every other text has one score, or that of its response."""
+    encoder = Encoder(AutoTokenizer.from_pretrained(base), PromptFormat())
+    texts = [{"question": f"{word}?", "response_j": word, "response_k": word * 2} for word in WORDS]
+    seen = list[int]()
+
+    def score(ids: Sequence[list[int]]) -> Array:
+        seen.append(len(ids))
+        return np.full(len(ids), 0.0 if len(seen) == 1 else spoilt)
+
+    ids = [[[index, side] for index in range(len(scores))] for side in (1000, 1001)]
+    held_out = Pairs(ids[0], ids[1], list(range(len(scores))))
+    return audit(np.array(scores), held_out, None, texts[:rows], encoder, score, limit)
+
+
+def test_scores_that_are_no_numbers_are_counted_and_left_out(base: Path) -> None:
+    found = few(base, [[1.0, 0.0], [math.nan, 0.0], [2.0, -math.inf], [3.0, 0.0]])
+    assert (found.pairs, found.verdict, found.accuracy.value) == (2, "bad", 1.0)
+    assert found.findings[0].text.startswith("2 of 4 pairs have a score that is not a number")
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Audit) == found
+    found = few(base, [[math.nan, 0.0]] * 3)
+    assert (found.pairs, found.verdict) == (0, "bad") and len(found.findings) == 1
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Audit) == found
 
 
 # at the end of a reward run

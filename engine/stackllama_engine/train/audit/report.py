@@ -5,9 +5,11 @@ has its figures, so that a person can hold other bounds against them.
 """
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...contract.audit import Audit, Baseline, Finding, Interval, Probe, Verdict
 from ..encoding import Encoder
@@ -35,6 +37,10 @@ class Pairs(NamedTuple):
         part = rows.select(range(min(len(rows), most))) if most is not None else rows
         return cls(list(part["chosen_ids"]), list(part["rejected_ids"]), list(part[question]))
 
+    def where(self, kept: NDArray[np.bool_]) -> "Pairs":
+        """Return the pairs for which ``kept``, ``[N]``, is true."""
+        return Pairs(*(list(compress(column, kept)) for column in self))
+
 
 def audit(
     scores: Array,
@@ -56,6 +62,11 @@ def audit(
         score: scores other texts.
         limit: most tokens of a text.
     """
+    finite = np.isfinite(scores).all(axis=1)
+    broken = Finding(verdict="bad", text=_not_finite(int((~finite).sum()), len(finite)))
+    if not finite.any():
+        return _of_nothing(broken)
+    scores, held_out = scores[finite], held_out.where(finite)
     clusters = Clusters(held_out.questions)
     margins = scores[:, 0] - scores[:, 1]
     correct = right(margins)
@@ -77,7 +88,8 @@ def audit(
     found = probes(rows, encoder, score, float(scores.std()), limit) if len(rows) > 1 else []
     by_length = np.concatenate([lengths[:, 0], lengths[:, 1]]).astype(np.float64)
     length_correlation = rank_correlation(flat, by_length, both)
-    findings = _findings(accuracy, clusters.count, baselines, found, error, length_correlation)
+    findings = [] if finite.all() else [broken]
+    findings += _findings(accuracy, clusters.count, baselines, found, error, length_correlation)
     return Audit(
         pairs=len(margins),
         questions=clusters.count,
@@ -93,6 +105,30 @@ def audit(
         probes=found,
         verdict=_worst([finding.verdict for finding in findings]),
         findings=findings,
+    )
+
+
+def _not_finite(broken: int, pairs: int) -> str:
+    return f"{broken} of {pairs} pairs have a score that is not a number or infinite; they are left out of every figure"
+
+
+def _of_nothing(finding: Finding) -> Audit:
+    """Return the audit of a model without a pair that can be compared."""
+    return Audit(
+        pairs=0,
+        questions=0,
+        ties=0,
+        accuracy=Interval(0.5, 0.0, 1.0),
+        baselines=[],
+        by_length=[],
+        by_margin=[],
+        calibration=[],
+        calibration_error=0.0,
+        length_correlation=0.0,
+        repetition_correlation=0.0,
+        probes=[],
+        verdict="bad",
+        findings=[finding],
     )
 
 
