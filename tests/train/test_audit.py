@@ -19,7 +19,15 @@ from stackllama_engine.contract.recipe import RewardRecipe
 from stackllama_engine.train import reward
 from stackllama_engine.train.audit.report import Pairs, audit
 from stackllama_engine.train.audit.rules import formatting, repetition, word_margins
-from stackllama_engine.train.audit.statistics import Array, Clusters, buckets, calibration, rank_correlation, right
+from stackllama_engine.train.audit.statistics import (
+    Array,
+    Clusters,
+    buckets,
+    calibration,
+    rank_correlation,
+    right,
+    wilson,
+)
 from stackllama_engine.train.encoding import Encoder
 
 WORDS = [
@@ -179,6 +187,22 @@ def test_scores_that_are_no_numbers_are_counted_and_left_out(base: Path) -> None
     found = few(base, [[math.nan, 0.0]] * 3)
     assert (found.pairs, found.verdict) == (0, "bad") and len(found.findings) == 1
     assert msgspec.json.decode(msgspec.json.encode(found), type=Audit) == found
+
+
+def test_wilson_by_hand() -> None:
+    found = wilson(2, 2)  # z² / n = 1.92: low = 1 / 2.92
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 0.3424, 1.0), abs=1e-4)
+
+
+def test_a_spoilt_text_counts_if_it_fits_and_wins_if_it_is_clearly_higher(base: Path) -> None:
+    scores = [[1.0, -1.0]] * 4  # standard deviation 1
+    assert {one.wins.value for one in few(base, scores, rows=8, spoilt=0.05).probes} == {0.0}
+    assert {one.wins.value for one in few(base, scores, rows=8, spoilt=0.06).probes} == {1.0}
+    lengths = {one.name: one.texts for one in few(base, scores, rows=8, limit=0).probes}
+    assert lengths == {}
+    encoder = Encoder(AutoTokenizer.from_pretrained(base), PromptFormat())
+    limit = max(len(encoder.text_ids(f"{word}?", word)) for word in WORDS[:8]) + 1
+    assert "three times over" not in {one.name for one in few(base, scores, rows=8, limit=limit).probes}
 
 
 # at the end of a reward run

@@ -1,5 +1,6 @@
 """Statistics of held-out pairs. Shapes: ``N`` pairs, ``Q`` questions, ``R`` resamples."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from ...contract.audit import Bucket, Interval, Reliability
 Array = NDArray[np.float64]
 RESAMPLES = 2000
 _LEVEL = 95.0
+_QUANTILE = 1.959964  # of the standard normal distribution, at 97.5 %
 
 
 class Clusters:
@@ -54,6 +56,14 @@ class Clusters:
             self._draws = np.random.default_rng(self._seed).multinomial(self.count, chances, RESAMPLES).astype(np.int16)
         total = self._draws @ sizes  # [R, Q] × [Q]
         return (self._draws @ sums)[total > 0] / total[total > 0]
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """Return a share of independent trials with its score interval (Wilson 1927), which holds for few of them too."""
+    share, square = successes / trials, _QUANTILE**2 / trials
+    centre = (share + square / 2) / (1 + square)
+    half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def right(margins: Array) -> Array:
