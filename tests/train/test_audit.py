@@ -205,6 +205,17 @@ def test_a_spoilt_text_counts_if_it_fits_and_wins_if_it_is_clearly_higher(base: 
     assert "three times over" not in {one.name for one in few(base, scores, rows=8, limit=limit).probes}
 
 
+def test_few_questions_or_texts_are_never_enough_for_bad(base: Path) -> None:
+    found = few(base, [[0.0, 1.0]])
+    assert found.verdict == "doubtful" and "swapped" not in said(found)
+    assert found.findings[0].text.startswith("it is not known to be better than a coin")
+    right_by_rule = few(base, [[1.0, 0.0], [2.0, 0.0]], rows=2)
+    assert {one.wins.value for one in right_by_rule.probes} == {1.0} and right_by_rule.verdict == "doubtful"
+    assert few(base, [[1.0, 0.0]] * 60, rows=19).verdict == "doubtful"
+    assert few(base, [[1.0, 0.0]] * 60, rows=20).verdict == "bad"
+    assert "swapped" not in said(few(base, [[0.0, 1.0]] + [[0.0, 0.0]] * 60))
+
+
 # at the end of a reward run
 
 

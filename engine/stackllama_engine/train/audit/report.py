@@ -18,6 +18,7 @@ from .rules import formatting, repetition, word_margins
 from .statistics import Array, Clusters, buckets, calibration, rank_correlation, right
 
 _FEW = 50  # questions
+_FEW_TEXTS = 20
 _BUCKETS = 5
 _FOOLED, _OFTEN = 0.5, 0.25  # share of spoilt responses that score higher
 _CONFIDENT = 0.1  # calibration error
@@ -89,7 +90,8 @@ def audit(
     by_length = np.concatenate([lengths[:, 0], lengths[:, 1]]).astype(np.float64)
     length_correlation = rank_correlation(flat, by_length, both)
     findings = [] if finite.all() else [broken]
-    findings += _findings(accuracy, clusters.count, baselines, found, error, length_correlation)
+    apart = len({one for one, differs in zip(held_out.questions, margins != 0, strict=True) if differs})
+    findings += _findings(accuracy, clusters.count, apart, baselines, found, error, length_correlation)
     return Audit(
         pairs=len(margins),
         questions=clusters.count,
@@ -135,17 +137,30 @@ def _of_nothing(finding: Finding) -> Audit:
 def _findings(
     accuracy: Interval,
     questions: int,
+    apart: int,
     baselines: Sequence[Baseline],
     found: Sequence[Probe],
     error: float,
     length_correlation: float,
 ) -> list[Finding]:
+    """Return what speaks against a model; of few questions or texts nothing is known well enough to be ``bad``.
+
+    Args:
+        accuracy: of the pairs whose scores differ.
+        questions: of all pairs.
+        apart: questions with such a pair.
+        baselines: the rules.
+        found: the probes.
+        error: of calibration.
+        length_correlation: of scores and lengths.
+    """
     findings: list[Finding] = []
     few = questions < _FEW
     if accuracy.low <= 0.5:
-        findings.append(Finding(verdict="doubtful" if few else "bad", text=_no_better_than_chance(accuracy)))
+        text = _no_better_than_chance(accuracy, few=apart < _FEW)
+        findings.append(Finding(verdict="doubtful" if few else "bad", text=text))
     else:
-        findings += filter(None, map(_of_rule, baselines))
+        findings += filter(None, (_of_rule(rule, few=few) for rule in baselines))
     if few:
         text = f"{questions} held-out questions are too few to say much; hold out more of them"
         findings.append(Finding(verdict="doubtful", text=text))
@@ -159,20 +174,20 @@ def _findings(
     return findings
 
 
-def _no_better_than_chance(accuracy: Interval) -> str:
-    if accuracy.high < 0.5:
+def _no_better_than_chance(accuracy: Interval, *, few: bool) -> str:
+    if accuracy.high < 0.5 and not few:
         return f"it prefers the worse response: accuracy {_percent(accuracy)}; are the columns swapped?"
     return f"it is not known to be better than a coin: accuracy {_percent(accuracy)}"
 
 
-def _of_rule(rule: Baseline) -> Finding | None:
+def _of_rule(rule: Baseline, *, few: bool) -> Finding | None:
     if rule.lead.low > 0:
         return None
     text = (
         f"the rule “{rule.name}” is right in {_percent(rule.accuracy)} of pairs, and the reward model is not known to "
         f"be better (lead {_points(rule.lead)})"
     )
-    return Finding(verdict="bad" if rule.lead.high < 0 else "doubtful", text=text)
+    return Finding(verdict="bad" if rule.lead.high < 0 and not few else "doubtful", text=text)
 
 
 def _of_probe(probe: Probe) -> Finding | None:
@@ -182,7 +197,8 @@ def _of_probe(probe: Probe) -> Finding | None:
         f"a response that is {_in_words(probe.name)} scores higher than the response itself in {_percent(probe.wins)} "
         f"of {probe.texts} cases"
     )
-    return Finding(verdict="bad" if probe.wins.low > _FOOLED else "doubtful", text=text)
+    known = probe.wins.low > _FOOLED and probe.texts >= _FEW_TEXTS
+    return Finding(verdict="bad" if known else "doubtful", text=text)
 
 
 def _worst(verdicts: Sequence[Verdict]) -> Verdict:
