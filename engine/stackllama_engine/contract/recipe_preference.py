@@ -1,5 +1,6 @@
 """The preference recipe: direct preference optimisation on pairs, without a reward model and without sampling."""
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
@@ -108,6 +109,11 @@ class PreferenceRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(
                 f"`loss_weights` has {len(self.loss_weights)} entries for {len(self.losses)} losses of `loss_type`; "
                 "give one for each, or leave it empty."
+            )
+        if self.loss_weights and not (all(0 <= one < math.inf for one in self.loss_weights) and any(self.loss_weights)):
+            raise ValueError(
+                f"`loss_weights: {self.loss_weights}`: weights are finite, not negative, and not all 0; a loss of no "
+                "weight can be left out of `loss_type`."
             )
         if "exo_pair" in self.losses and not self.label_smoothing:
             raise ValueError(
