@@ -24,6 +24,7 @@ from stackllama_engine.train.audit.statistics import (
     Clusters,
     buckets,
     calibration,
+    calibration_limit,
     rank_correlation,
     right,
     wilson,
@@ -65,6 +66,19 @@ def test_calibration_by_hand() -> None:
     curve, error = calibration(np.array([0.4, -0.4, 2.0, 0.0]))
     assert [(round(one.predicted, 4), one.observed, one.pairs) for one in curve] == [(0.5987, 0.5, 2), (0.8808, 1.0, 1)]
     assert error == pytest.approx((2 * 0.0987 + 0.1192) / 3, abs=1e-4)
+
+
+def test_calibration_of_few_pairs_is_held_against_chance() -> None:
+    # one pair of σ(|margin|) = .8: the error is .2 or .8, the latter in 20 % of cases
+    assert calibration_limit(np.array([math.log(4)])) == pytest.approx(0.8, abs=1e-6)
+    assert calibration_limit(np.zeros(3)) == 0
+    draw, exceeded = np.random.default_rng(1), list[bool]()
+    for _ in range(40):
+        sizes = draw.exponential(1.0, 60)
+        margins = np.where(draw.random(60) < 1 / (1 + np.exp(-sizes)), sizes, -sizes)
+        exceeded.append(calibration(margins)[1] > calibration_limit(margins))
+    assert sum(exceeded) <= 4  # 1 of 40 expected, 5 or more once in 300 times
+    assert calibration(np.tile([3.0, -3.0], 30))[1] > calibration_limit(np.tile([3.0, -3.0], 30))
 
 
 def test_rank_correlation_is_within_questions() -> None:

@@ -15,7 +15,7 @@ from ...contract.audit import Audit, Baseline, Finding, Interval, Probe, Verdict
 from ..encoding import Encoder
 from .probes import Row, Score, probes
 from .rules import formatting, repetition, word_margins
-from .statistics import Array, Clusters, buckets, calibration, rank_correlation, right
+from .statistics import Array, Clusters, buckets, calibration, calibration_limit, rank_correlation, right
 
 _FEW = 50  # questions
 _FEW_TEXTS = 20
@@ -91,7 +91,9 @@ def audit(
     length_correlation = rank_correlation(flat, by_length, both)
     findings = [] if finite.all() else [broken]
     apart = len({one for one, differs in zip(held_out.questions, margins != 0, strict=True) if differs})
-    findings += _findings(accuracy, clusters.count, apart, baselines, found, error, length_correlation)
+    findings += _findings(accuracy, clusters.count, apart, baselines, found, length_correlation)
+    if error > max(_CONFIDENT, limit := calibration_limit(margins)):
+        findings.append(_of_confidence(error, limit))
     return Audit(
         pairs=len(margins),
         questions=clusters.count,
@@ -140,7 +142,6 @@ def _findings(
     apart: int,
     baselines: Sequence[Baseline],
     found: Sequence[Probe],
-    error: float,
     length_correlation: float,
 ) -> list[Finding]:
     """Return what speaks against a model; of few questions or texts nothing is known well enough to be ``bad``.
@@ -151,7 +152,6 @@ def _findings(
         apart: questions with such a pair.
         baselines: the rules.
         found: the probes.
-        error: of calibration.
         length_correlation: of scores and lengths.
     """
     findings: list[Finding] = []
@@ -165,9 +165,6 @@ def _findings(
         text = f"{questions} held-out questions are too few to say much; hold out more of them"
         findings.append(Finding(verdict="doubtful", text=text))
     findings += filter(None, map(_of_probe, found))
-    if error > _CONFIDENT:
-        text = f"its confidence is off by {100 * error:.0f} points on average (calibration error)"
-        findings.append(Finding(verdict="doubtful", text=text))
     if abs(length_correlation) > _BY_LENGTH:
         text = f"its scores follow length: rank correlation {length_correlation:.2f} within questions"
         findings.append(Finding(verdict="doubtful", text=text))
@@ -199,6 +196,14 @@ def _of_probe(probe: Probe) -> Finding | None:
     )
     known = probe.wins.low > _FOOLED and probe.texts >= _FEW_TEXTS
     return Finding(verdict="bad" if known else "doubtful", text=text)
+
+
+def _of_confidence(error: float, limit: float) -> Finding:
+    text = (
+        f"its confidence is off by {100 * error:.0f} points on average (calibration error; by chance up to "
+        f"{100 * limit:.0f})"
+    )
+    return Finding(verdict="doubtful", text=text)
 
 
 def _worst(verdicts: Sequence[Verdict]) -> Verdict:

@@ -10,6 +10,8 @@ from ...contract.audit import Bucket, Interval, Reliability
 
 Array = NDArray[np.float64]
 RESAMPLES = 2000
+_OUTCOMES = 1000
+_CELLS = 1_000_000  # numbers that are held at a time
 _LEVEL = 95.0
 _QUANTILE = 1.959964  # of the standard normal distribution, at 97.5 %
 
@@ -106,8 +108,7 @@ def calibration(margins: Array, bins: int = 10) -> tuple[list[Reliability], floa
     margins = margins[margins != 0]
     if not len(margins):
         return [], 0.0
-    predicted, observed = 1 / (1 + np.exp(-np.abs(margins))), (margins > 0).astype(np.float64)
-    place = np.minimum(((predicted - 0.5) * 2 * bins).astype(np.int64), bins - 1)
+    (predicted, place), observed = _confidence(margins, bins), (margins > 0).astype(np.float64)
     curve: list[Reliability] = []
     for one in np.unique(place):
         inside = place == one
@@ -120,6 +121,34 @@ def calibration(margins: Array, bins: int = 10) -> tuple[list[Reliability], floa
         )
     error = sum(abs(one.predicted - one.observed) * one.pairs for one in curve) / len(margins)
     return curve, error
+
+
+def calibration_limit(margins: Array, bins: int = 10, seed: int = 0) -> float:
+    """Return the error that a calibrated model of these margins stays below with a probability of 97.5 %.
+
+    The error of few pairs is not 0 by chance alone: outcomes are drawn from the confidence itself.
+    """
+    margins = margins[margins != 0]
+    if not len(margins):
+        return 0.0
+    predicted, place = _confidence(margins, bins)
+    order = np.argsort(place, kind="stable")
+    predicted, place = predicted[order], place[order]
+    starts = np.flatnonzero(np.diff(place, prepend=-1))  # of the bins
+    draw = np.random.default_rng(seed)
+    errors: list[Array] = []
+    rows = max(1, _CELLS // len(margins))
+    for begin in range(0, _OUTCOMES, rows):
+        outcomes = draw.random((min(rows, _OUTCOMES - begin), len(margins)), dtype=np.float32) < predicted  # [r, N]
+        gaps = np.add.reduceat(outcomes - predicted, starts, axis=1)  # [r, bins]
+        errors.append(np.abs(gaps).sum(axis=1) / len(margins))
+    return float(np.percentile(np.concatenate(errors), (100 + _LEVEL) / 2))
+
+
+def _confidence(margins: Array, bins: int) -> tuple[Array, NDArray[np.int64]]:
+    """Return σ(|margin|) of each pair and the bin that it is in, ``[N]`` each."""
+    predicted = 1 / (1 + np.exp(-np.abs(margins)))
+    return predicted, np.minimum(((predicted - 0.5) * 2 * bins).astype(np.int64), bins - 1)
 
 
 def rank_correlation(one: Array, other: Array, questions: Sequence[int]) -> float:
