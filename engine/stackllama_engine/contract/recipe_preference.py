@@ -43,7 +43,8 @@ PreferenceLoss = Literal[
     "sigmoid_norm",
 ]
 """Losses of TRL's DPOTrainer that train on pairs; `sft` is of use in a sum only."""
-_SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+"""Losses that `label_smoothing` is of effect with."""
 
 
 class PreferenceRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,10 +120,10 @@ class PreferenceRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(
                 "`loss_type: exo_pair` needs `label_smoothing` above 0; its paper uses 0.001 (arXiv:2402.00856)."
             )
-        if self.label_smoothing and not set(self.losses) & set(_SMOOTHED):
+        if self.label_smoothing and not set(self.losses) & set(SMOOTHED):
             raise ValueError(
                 f"`label_smoothing: {self.label_smoothing:g}` is of no effect with `loss_type: "
-                f"{', '.join(self.losses)}`; use one of {', '.join(_SMOOTHED)}, or leave it out."
+                f"{', '.join(self.losses)}`; use one of {', '.join(SMOOTHED)}, or leave it out."
             )
 
     @property
