@@ -17,6 +17,7 @@ from stackllama_engine.contract.audit import Audit
 from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.contract.recipe import RewardRecipe
 from stackllama_engine.train import reward
+from stackllama_engine.train.audit import rules, statistics
 from stackllama_engine.train.audit.report import Pairs, audit
 from stackllama_engine.train.audit.rules import formatting, repetition, word_margins
 from stackllama_engine.train.audit.statistics import (
@@ -50,6 +51,13 @@ def test_pairs_of_one_question_count_as_one() -> None:
     values = np.array([1.0] * 300 + [0.0] * 100)
     apart, together = Clusters(range(400)).mean(values), Clusters([n // 4 for n in range(400)]).mean(values)
     assert (together.high - together.low) / (apart.high - apart.low) == pytest.approx(2, rel=0.1)
+
+
+def test_resamples_are_the_same_however_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).integers(0, 2, 300).astype(np.float64)
+    whole = Clusters(range(300)).mean(values)
+    monkeypatch.setattr(statistics, "_CELLS", 70)  # fewer than questions: row by row
+    assert Clusters(range(300)).mean(values) == whole
 
 
 def test_nothing_counted_means_nothing_known() -> None:
@@ -103,10 +111,13 @@ def test_repetition_and_formatting_by_hand() -> None:
     assert formatting("a plain - sentence # not a heading") == 0
 
 
-def test_words_alone_find_what_words_tell() -> None:
+def test_words_alone_find_what_words_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
     pairs = [(f"please {draw.choice(WORDS)}", f"{draw.choice(WORDS)} {draw.choice(WORDS)}") for _ in range(200)]
-    assert (word_margins(pairs[:100], pairs[100:]) > 0).all()
+    margins = word_margins(pairs[:100], pairs[100:])
+    assert (margins > 0).all()
+    monkeypatch.setattr(rules, "_BLOCK", 7)
+    assert word_margins(pairs[:100], pairs[100:]) == pytest.approx(margins, abs=1e-6)
     noise = [(draw.choice(WORDS), draw.choice(WORDS)) for _ in range(400)]
     assert abs(right(word_margins(noise[:200], noise[200:])).mean() - 0.5) < 0.12
 

@@ -29,7 +29,7 @@ class Clusters:
     def __init__(self, questions: Sequence[int], seed: int = 0) -> None:
         _, self._index = np.unique(np.asarray(questions), return_inverse=True)  # [N], 0 … Q − 1
         self.count = int(self._index.max()) + 1 if len(self._index) else 0
-        self._draws: NDArray[np.int16] | None = None
+        self._draws: NDArray[np.uint8] | None = None  # [R, Q]
         self._seed = seed
 
     def mean(self, values: Array, counted: NDArray[np.bool_] | None = None) -> Interval:
@@ -54,10 +54,16 @@ class Clusters:
     def _resampled(self, sums: Array, sizes: Array) -> Array:
         """Return the mean of each resample that holds any pair that counts, ``[≤ R]``."""
         if self._draws is None:
-            chances = np.full(self.count, 1 / self.count)
-            self._draws = np.random.default_rng(self._seed).multinomial(self.count, chances, RESAMPLES).astype(np.int16)
-        total = self._draws @ sizes  # [R, Q] × [Q]
-        return (self._draws @ sums)[total > 0] / total[total > 0]
+            draw = np.random.default_rng(self._seed)
+            self._draws = np.empty((RESAMPLES, self.count), dtype=np.uint8)  # a question is drawn once on average
+            for row in self._draws:
+                row[:] = np.bincount(draw.integers(self.count, size=self.count), minlength=self.count)
+        both = np.stack([sums, sizes], axis=1).astype(np.float32)  # [Q, 2]; halves, exact in float32
+        rows = max(1, _CELLS // self.count)
+        parts = [self._draws[start : start + rows].astype(np.float32) @ both for start in range(0, RESAMPLES, rows)]
+        drawn = np.concatenate(parts).astype(np.float64)  # [R, 2]
+        drawn = drawn[drawn[:, 1] > 0]
+        return drawn[:, 0] / drawn[:, 1]
 
 
 def wilson(successes: int, trials: int) -> Interval:
