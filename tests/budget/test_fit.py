@@ -60,6 +60,14 @@ def test_one_of_them_makes_it_fit(llama_7b: Architecture, stage: Stage, keys: di
         assert verdicts[-1] == "yes"
 
 
+@pytest.mark.parametrize(
+    ("stage", "said"), [(Stage.SFT, "truncated or split"), (Stage.REWARD, "dropped"), (Stage.PREFERENCE, "dropped")]
+)
+def test_a_shorter_limit_says_what_becomes_of_longer_texts(llama_7b: Architecture, stage: Stage, said: str) -> None:
+    shorter = [one for one in suggestions(recipe(stage), llama_7b, 8 * GIB) if one.title.startswith("max length")]
+    assert shorter and all(said in one.price for one in shorter)
+
+
 @pytest.mark.parametrize("stage", [Stage.SFT, Stage.REWARD, Stage.PPO])
 def test_smaller_batches_keep_the_effective_batch(llama_7b: Architecture, stage: Stage) -> None:
     keys = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2}

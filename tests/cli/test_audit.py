@@ -12,7 +12,7 @@ import pytest
 from stackllama_engine.contract.audit import AUDIT_FILE, Audit, Baseline, Bucket, Finding, Interval, Probe, Reliability
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.contract.recipe_io import load_recipe
-from stackllama_engine.contract.run_dir import RunDir
+from stackllama_engine.contract.run_dir import Launch, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.reward_model_check import audit_notices
 
@@ -92,3 +92,13 @@ def test_a_launch_of_ppo_says_what_the_audit_says(audited: RunDir) -> None:
     assert audit_notices(recipe) == [said]
     (audited.path / AUDIT_FILE).unlink()
     assert audit_notices(recipe) == []
+
+
+def test_a_merged_reward_model_has_the_audit_of_the_run_that_trained_it(
+    audited: RunDir, make_run: Callable[..., RunDir]
+) -> None:
+    merge = make_run(Stage.MERGE, "joined")
+    recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=m", f"reward_model_path={merge.merged}"])
+    assert audit_notices(recipe) == []
+    merge.write_launch(Launch(argv=[], cwd="/", host="h", created=0, parents=["judge"]))
+    assert audit_notices(recipe)[0].startswith("the audit of the reward model judge says bad: ")

@@ -154,11 +154,47 @@ def test_dpo_is_converted_to_the_preference_stage(file: Path, text: str, rate: f
     assert isinstance(recipe, RewardRecipe)
 
 
-def test_methods_that_have_no_stage_here_are_refused_by_name(file: Path) -> None:
-    for text in ("model_name_or_path: m\nbeta: 0.1\nnum_generations: 8\n", LLAMA_FACTORY.replace(": sft", ": kto")):
-        file.write_text(text)
-        with pytest.raises(RecipeError, match=r"KTO.*`--stage preference`.*`--stage reward`"):
-            convert_recipe(file)
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("model_name_or_path: m\nbeta: 0.1\nnum_generations: 8\n", "GRPO"),
+        ("model_name_or_path: m\nreward_funcs: [a]\n", "GRPO"),
+        ("model_name_or_path: m\nbeta: 0.0\nloss_type: dr_grpo\n", "GRPO"),
+        ("model_name_or_path: m\nbeta: 0.1\nloss_type: kto\n", "KTO"),
+        ("model_name_or_path: m\nloss_type: [sigmoid, simpo]\n", "SimPO"),
+        ("model_name_or_path: m\nloss_type: unheard\n", "the loss `unheard`"),
+        (LLAMA_FACTORY.replace(": sft", ": kto"), "KTO"),
+        (LLAMA_FACTORY.replace(": sft", ": dpo\npref_loss: orpo"), "ORPO"),
+        (LLAMA_FACTORY.replace(": sft", ": dpo\npref_loss: simpo"), "SimPO"),
+        ("base_model: m\nsequence_len: 8\nrl: orpo\n", "ORPO"),
+    ],
+)
+def test_methods_that_have_no_stage_here_are_refused_by_name(file: Path, text: str, name: str) -> None:
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=rf"{name}.*`--stage preference`.*`--stage reward`"):
+        convert_recipe(file)
+    assert converted(file, text, Stage.PREFERENCE)[0].stage is Stage.PREFERENCE
+
+
+@pytest.mark.parametrize("loss", ["nll", "dft", "chunked_nll"])
+def test_losses_of_sft_are_no_preference(file: Path, loss: str) -> None:
+    made, _ = converted(file, f"model_name_or_path: m\nloss_type: {loss}\nbeta: null\nnum_generations: null\n")
+    assert made.stage is Stage.SFT and f"`loss_type={loss}`" in "\n".join(made.left_out)
+
+
+def test_what_dpo_would_refuse_is_left_out_with_a_line(file: Path) -> None:
+    text = "model_name_or_path: m\nbeta: 0.2\nlabel_smoothing: 0.1\nuse_peft: true\nlora_dropout: 0.05\n"
+    made, recipe = converted(file, text)
+    assert isinstance(recipe, PreferenceRecipe) and (recipe.label_smoothing, recipe.lora_dropout) == (0.0, 0.0)
+    said = "\n".join(made.left_out)
+    assert "`label_smoothing=0.1`: of effect with" in said and "`lora_dropout=0.05`: preference compares" in said
+    _, recipe = converted(file, text + "loss_type: robust\n")
+    assert isinstance(recipe, PreferenceRecipe) and recipe.label_smoothing == 0.1
+
+
+def test_axolotls_ipo_is_a_loss_of_the_preference_stage(file: Path) -> None:
+    _, recipe = converted(file, "base_model: m\nrl: ipo\nadapter: lora\nsequence_len: 512\nlearning_rate: 2e-5\n")
+    assert isinstance(recipe, PreferenceRecipe) and recipe.loss_type == "ipo"
 
 
 def test_trl_ppo_recipe_is_converted(file: Path) -> None:

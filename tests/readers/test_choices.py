@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stackllama_console.readers.budget_inputs import NamedModels, base_of, read_devices, read_shapes
-from stackllama_console.readers.choices import Choice, matching, model_folders, run_choices, typed_models
+from stackllama_console.readers.choices import RUN_KEYS, Choice, matching, model_folders, run_choices, typed_models
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -59,6 +59,11 @@ def test_only_finished_runs_of_the_stages_asked_for_the_newest_first(home: Home)
         "a result that cannot be read hides no model"
     )
     assert "accuracy 0.85" in found[1].facts and found[1].facts.startswith("reward")
+
+
+def test_ppo_may_start_from_a_preference_run(home: Home) -> None:
+    _run(home, Stage.PREFERENCE, "preferred")
+    assert [choice.value for choice in run_choices(home, RUN_KEYS["policy_adapter_path"])] == ["preferred"]
 
 
 def test_a_typed_folder_names_its_models_and_anything_else_itself(home: Home, tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def test_it_trains_through_the_real_command(shared_home: Home, base: Path) -> No
     assert result["loss_last"] < result["loss_first"] and result["rewards/accuracies"] > 0.5
     assert any(tensor.abs().sum() > 0 for name, tensor in weights(run).items() if "lora_B" in name)
     described = {metric.name for metric in metrics_of(Stage.PREFERENCE)}
-    events = [event for event in EventReader(run.attempt_dir(1) / "events.jsonl").read() if event.kind == "metrics"]
+    written = list(EventReader(run.attempt_dir(1) / "events.jsonl").read())
+    assert "tokenizing" in [event.data["doing"] for event in written if event.kind == "activity"]
+    events = [event for event in written if event.kind == "metrics"]
     assert not {name for event in events for name in event.metrics} - described
 
 
@@ -121,6 +123,10 @@ def test_other_losses_of_trl(tmp_path: Path, base: Path, losses: str) -> None:
         ({"loss_type": ["ipo", "ipo"]}, "names a loss twice"),
         ({"loss_type": "exo_pair"}, "needs `label_smoothing` above 0"),
         ({"loss_weights": [1, 2]}, "2 entries for 1 losses"),
+        ({"loss_weights": [-1]}, "finite, not negative, and not all 0"),
+        ({"loss_weights": [0]}, "not all 0"),
+        ({"loss_weights": [float("nan")]}, "weights are finite"),
+        ({"loss_weights": [float("inf")]}, "weights are finite"),
         ({"label_smoothing": 0.1}, "is of no effect with `loss_type: sigmoid`"),
         ({"loss_type": "dpo"}, "loss_type"),
     ],

@@ -21,7 +21,7 @@ from .model_catalog import ModelEntry, describe, find_models
 RUN_KEYS: dict[str, tuple[Stage, ...]] = {
     "adapter_path": TRAINING_STAGES,
     "reward_model_path": (Stage.REWARD,),
-    "policy_adapter_path": (Stage.SFT, Stage.PPO),
+    "policy_adapter_path": (Stage.SFT, Stage.PREFERENCE, Stage.PPO),
 }
 """Keys that name a finished run → of which stages."""
 _WHERE = {"demo": "embedded", "run": "merged run", "recent": "recent", "cache": "HF cache", "folder": "folder"}

@@ -12,6 +12,7 @@ from msgspec import Struct
 from ..contract.errors import RecipeError
 from ..contract.recipe import MergeRecipe, PPORecipe, TrainedRecipe, TrainRecipe
 from ..contract.recipe_io import build_recipe
+from ..contract.stages import Stage
 from .architecture import Architecture
 from .estimate import Estimate, EstimatedRecipe, estimate
 
@@ -288,7 +289,7 @@ def _optimizers(recipe: TrainRecipe, on_gpu: bool) -> list[_Change]:
 def _shorter(recipe: TrainRecipe) -> list[_Change]:
     if isinstance(recipe, PPORecipe):
         key, price = "max_prompt_length", "longer prompts are dropped"
-    elif recipe.stage == "reward":
+    elif recipe.stage in (Stage.REWARD, Stage.PREFERENCE):
         key, price = "max_length", "longer pairs are dropped"
     else:
         key, price = "max_length", "longer texts are truncated or split"

@@ -1,7 +1,7 @@
 """``audit.json`` of a reward run, written by ``train/audit``: whether a policy should be trained on its scores.
 
 Every figure is of held-out pairs. Intervals are 95 % bootstrap intervals over questions: pairs of one question are not
-independent (arXiv:2411.00640, section 2.2).
+independent (arXiv:2411.00640, section 2.2); those of probes, whose texts are of different questions, are Wilson's.
 """
 
 from typing import Literal
@@ -57,7 +57,7 @@ class Probe(Struct, frozen=True, kw_only=True):
     change: float
     """Mean score of the spoilt response minus that of the response, in standard deviations of all scores."""
     wins: Interval
-    """Share of spoilt responses that score higher than the response."""
+    """Share of spoilt responses that score higher than the response, by more than 0.05 standard deviations."""
 
 
 class Finding(Struct, frozen=True, kw_only=True):

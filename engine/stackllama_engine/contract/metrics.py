@@ -90,7 +90,8 @@ METRICS: tuple[Metric, ...] = (
         listed=2,
         listed_as="accuracy",
         better="higher",
-        help="Share of pairs whose chosen response has the higher implied reward: β × (log π − log π_ref).",
+        help="Share of pairs whose chosen response has the higher implied reward: β × (log π − log π_ref). "
+        "A tie counts as wrong here; at step 1 every pair is one.",
     ),
     Metric(
         name="eval_rewards/accuracies",

@@ -6,7 +6,7 @@ listed with the reason. The result loads: nothing is converted that this engine 
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import yaml
 from msgspec import Struct
@@ -18,6 +18,7 @@ from .precision_keys import FOUR_BITS, put_over, without_kind
 from .recipe import RECIPES
 from .recipe_common import ALL_LINEAR
 from .recipe_io import build_recipe, key_types, read_file, unknown_key
+from .recipe_preference import SMOOTHED, PreferenceLoss
 from .stages import Stage
 from .translate import number, translate
 from .wording import echo, wrong
@@ -26,18 +27,31 @@ TRL = "TRL"
 _NO_STAGE = {
     "kto": "KTO",
     "orpo": "ORPO",
-    "ipo": "IPO",
     "simpo": "SimPO",
     "grpo": "GRPO",
     "pt": "pre-training",
     "ebft": "EBFT",
     "gdpo": "GDPO",
 }
-_STAGES = {"sft": Stage.SFT, "rm": Stage.REWARD, "dpo": Stage.PREFERENCE, "ppo": Stage.PPO}
-_OF_OTHER_METHODS = frozenset(
-    {"rpo_alpha", "cpo_alpha", "simpo_gamma", "desirable_weight", "undesirable_weight", "num_generations"}
-)
-"""Keys of TRL's trainers for pairs, votes or rewards that have `beta` and `loss_type` as well."""
+_STAGES = {"sft": Stage.SFT, "rm": Stage.REWARD, "dpo": Stage.PREFERENCE, "ipo": Stage.PREFERENCE, "ppo": Stage.PPO}
+_OF_METHOD = {
+    "num_generations": "GRPO or RLOO",
+    "reward_funcs": "GRPO or RLOO",
+    "cpo_alpha": "CPO",
+    "simpo_gamma": "SimPO",
+    "desirable_weight": "KTO",
+    "undesirable_weight": "KTO",
+    "rpo_alpha": "RPO",
+}
+"""Keys of TRL's other trainers → method; some of these have `beta` and `loss_type` as well."""
+_OF_PPO = frozenset({"reward_model_path", "total_episodes", "num_ppo_epochs", "kl_coef", "sft_model_path"})
+_SFT_LOSSES = frozenset({"nll", "dft", "chunked_nll"})
+_LOSS_OF = _NO_STAGE | {
+    **dict.fromkeys(("dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"), "GRPO"),
+    **dict.fromkeys(("kto_pair", "apo_zero_unpaired"), "KTO"),
+    "alphapo": "AlphaPO",
+}
+"""Losses that are none of the preference stage → method."""
 
 _TRAINER: dict[str, Any] = {
     "use_peft": False,
@@ -167,21 +181,44 @@ def _stage_of(file: Path, source: str, given: Mapping[str, Any]) -> Stage:
     Raises:
         RecipeError: this engine does not have it.
     """
-    if source == TRL:
-        keys = set(given)
-        if _OF_OTHER_METHODS & keys:
-            raise _no_stage(file, "KTO, ORPO, GRPO or a similar method")
-        if keys & {"reward_model_path", "total_episodes", "num_ppo_epochs", "kl_coef", "sft_model_path"}:
-            return Stage.PPO
-        if keys & {"beta", "loss_type"}:
-            return Stage.PREFERENCE
-        return Stage.REWARD if "center_rewards_coefficient" in keys else Stage.SFT
-    named = str(given.get("stage") if source == "LLaMA-Factory" else given.get("rl") or "sft")
     if given.get("reward_model") is True:  # axolotl
         return Stage.REWARD
-    if named in _STAGES:
-        return _STAGES[named]
-    raise _no_stage(file, _NO_STAGE.get(named, named))
+    if source == TRL:
+        return _stage_of_trl(file, given)
+    named = str(given.get("stage") if source == "LLaMA-Factory" else given.get("rl") or "sft")
+    if named not in _STAGES:
+        raise _no_stage(file, _NO_STAGE.get(named, named))
+    if _STAGES[named] is Stage.PREFERENCE:
+        _check_losses(file, given.get("pref_loss"))
+    return _STAGES[named]
+
+
+def _stage_of_trl(file: Path, given: Mapping[str, Any]) -> Stage:
+    keys = {key for key, value in given.items() if value is not None}
+    losses = _losses(given.get("loss_type"))
+    if keys & _OF_PPO:
+        return Stage.PPO
+    for key, method in _OF_METHOD.items():
+        if key in keys:
+            raise _no_stage(file, method)
+    if losses and set(losses) <= _SFT_LOSSES:
+        return Stage.SFT
+    if losses or "beta" in keys:
+        _check_losses(file, losses)
+        return Stage.PREFERENCE
+    return Stage.REWARD if "center_rewards_coefficient" in keys else Stage.SFT
+
+
+def _losses(given: Any) -> list[str]:
+    listed: list[Any] = cast("list[Any]", given) if isinstance(given, list) else [given]
+    return [str(one) for one in listed if one]
+
+
+def _check_losses(file: Path, given: Any) -> None:
+    """Refuse losses that are none of the preference stage: the recipe is for another method."""
+    for loss in _losses(given):
+        if loss not in get_args(PreferenceLoss):
+            raise _no_stage(file, _LOSS_OF.get(loss, f"the loss `{loss}`"))
 
 
 def _no_stage(file: Path, name: str) -> RecipeError:
@@ -265,6 +302,8 @@ def _axolotl(given: Mapping[str, Any], left: Findings) -> dict[str, dict[str, An
         "gradient_checkpointing": {"gradient_checkpointing": bool(given.get("gradient_checkpointing"))},
         "wandb_project": {"report_to": ["wandb"]} if given.get("wandb_project") else {},
     }
+    if given.get("rl") == "ipo":
+        special["rl"] = {"loss_type": "ipo"}
     if given.get("lora_target_linear"):
         special["lora_target_modules"] = {}
     for key, ours in (("evals_per_epoch", "eval_steps"), ("saves_per_epoch", "save_steps")):
@@ -341,9 +380,7 @@ def _consistent(stage: Stage, values: dict[str, Any], left: Findings) -> dict[st
     """Remove values that this engine would refuse together with others."""
     values = dict(values)
     if stage in (Stage.PREFERENCE, Stage.PPO):
-        if not values["use_peft"]:
-            left.wrong("", f"`use_peft=false`: {stage} needs an adapter, so that policy and reference share one base")
-        values |= {"use_peft": True, "lora_dropout": 0.0}
+        values |= _shared_base(stage, values, left)
     if not values["use_peft"]:
         if values.get("base_precision") in ("int8", *FOUR_BITS):
             left.wrong("", "a quantised base can only be trained with LoRA; the base is not quantised")
@@ -365,6 +402,15 @@ def _consistent(stage: Stage, values: dict[str, Any], left: Findings) -> dict[st
     return values
 
 
+def _shared_base(stage: Stage, values: Mapping[str, Any], left: Findings) -> dict[str, Any]:
+    if not values["use_peft"]:
+        left.wrong("", f"`use_peft=false`: {stage} needs an adapter, so that policy and reference share one base")
+    if values.get("lora_dropout"):
+        why = f"{stage} compares log-probabilities of policy and reference, which dropout would blur; it is 0"
+        left.wrong("", f"{echo('lora_dropout', values['lora_dropout'])}: {why}")
+    return {"use_peft": True, "lora_dropout": 0.0}
+
+
 _CLASHES: tuple[tuple[Callable[[Mapping[str, Any]], bool], tuple[str, ...], str], ...] = (
     (lambda values: True, ("trust_remote_code",), "code from a model repository is never executed"),
     (
@@ -376,6 +422,11 @@ _CLASHES: tuple[tuple[Callable[[Mapping[str, Any]], bool], tuple[str, ...], str]
         lambda values: values.get("lr_scheduler_type") != "cosine_with_min_lr",
         ("min_lr_rate",),
         "needs `lr_scheduler_type: cosine_with_min_lr`",
+    ),
+    (
+        lambda values: not set(_losses(values.get("loss_type", "sigmoid"))) & set(SMOOTHED),
+        ("label_smoothing",),
+        f"of effect with `loss_type` {', '.join(SMOOTHED)} only",
     ),
     (lambda values: bool(values.get("bf16")), ("fp16",), "`bf16` is set as well and is used"),
     (

@@ -1,5 +1,6 @@
 """The preference recipe: direct preference optimisation on pairs, without a reward model and without sampling."""
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
@@ -42,7 +43,8 @@ PreferenceLoss = Literal[
     "sigmoid_norm",
 ]
 """Losses of TRL's DPOTrainer that train on pairs; `sft` is of use in a sum only."""
-_SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+"""Losses that `label_smoothing` is of effect with."""
 
 
 class PreferenceRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,14 +111,19 @@ class PreferenceRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fi
                 f"`loss_weights` has {len(self.loss_weights)} entries for {len(self.losses)} losses of `loss_type`; "
                 "give one for each, or leave it empty."
             )
+        if self.loss_weights and not (all(0 <= one < math.inf for one in self.loss_weights) and any(self.loss_weights)):
+            raise ValueError(
+                f"`loss_weights: {self.loss_weights}`: weights are finite, not negative, and not all 0; a loss of no "
+                "weight can be left out of `loss_type`."
+            )
         if "exo_pair" in self.losses and not self.label_smoothing:
             raise ValueError(
                 "`loss_type: exo_pair` needs `label_smoothing` above 0; its paper uses 0.001 (arXiv:2402.00856)."
             )
-        if self.label_smoothing and not set(self.losses) & set(_SMOOTHED):
+        if self.label_smoothing and not set(self.losses) & set(SMOOTHED):
             raise ValueError(
                 f"`label_smoothing: {self.label_smoothing:g}` is of no effect with `loss_type: "
-                f"{', '.join(self.losses)}`; use one of {', '.join(_SMOOTHED)}, or leave it out."
+                f"{', '.join(self.losses)}`; use one of {', '.join(SMOOTHED)}, or leave it out."
             )
 
     @property

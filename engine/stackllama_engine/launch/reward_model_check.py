@@ -6,7 +6,8 @@ The stage checks again, with the model loaded; a hub model is checked there alon
 from pathlib import Path
 from typing import Any
 
-from ..contract.audit import read_audit
+from ..contract.audit import Audit, read_audit
+from ..contract.children import known_parents
 from ..contract.errors import DamagedError, UsageError
 from ..contract.prompt_format import Kind, read_prompt_format
 from ..contract.recipe import AnyRecipe, PPORecipe
@@ -57,12 +58,20 @@ def audit_notices(recipe: AnyRecipe) -> list[str]:
     """
     if not isinstance(recipe, PPORecipe) or not recipe.reward_model_path:
         return []
-    run = RunDir(Path(recipe.reward_model_path).parent)
-    try:
-        audit = read_audit(run)
-    except DamagedError as error:
-        return [str(error)]
-    if audit is None or audit.verdict == "good":
+    merge = RunDir(Path(recipe.reward_model_path).parent)
+    trained = [RunDir(merge.path.parent / parent) for parent in known_parents(merge)[:1]]  # where it is a merge run
+    for run in (merge, *trained):
+        try:
+            audit = read_audit(run)
+        except DamagedError as error:
+            return [str(error)]
+        if audit is not None:
+            return _against(run, audit)
+    return []
+
+
+def _against(run: RunDir, audit: Audit) -> list[str]:
+    if audit.verdict == "good":
         return []
     reasons = "; ".join(finding.text for finding in audit.findings if finding.verdict == audit.verdict)
     return [f"the audit of the reward model {run.id} says {audit.verdict}: {reasons}"]

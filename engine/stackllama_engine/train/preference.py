@@ -63,6 +63,7 @@ def run(recipe: PreferenceRecipe, session: Session) -> dict[str, Any]:
 
     together = BatchTokenizing(encoder, session.run, recipe.stage)
     report_columns(recipe, _COLUMNS, reporter)
+    reporter.activity("tokenizing")
     with session.main_first():
         training, held_out = (PairFilter(recipe.max_length, what) for what in ("training", "evaluation"))
         eval_pairs = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode, together))

@@ -21,6 +21,7 @@ from .disk_wait import write_result
 from .encoding import Encoder, evaluation_rows, report_columns, report_skipped, training_rows
 from .eval_metrics import PairWeighted, pair_metrics, pair_scores
 from .guard import Guarded
+from .loading import one_line
 from .overlap import COLUMN, Overlap, question_hash
 from .pair_filter import PairFilter, pair_notices
 from .prompt_formats import make_encoder
@@ -116,13 +117,22 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
 
 
 def _audit(recipe: RewardRecipe, session: Session, encoder: Encoder, trainer: Any, scores: Tensor) -> None:
-    """Write ``audit.json`` and say what speaks against the model; made by rank 0, while the others wait."""
+    """Write ``audit.json`` and say what speaks against the model; made by rank 0, while the others wait.
+
+    The model is trained and saved: an audit that fails is a notice, and can be made later.
+    """
     found = None
     if session.is_main:
         session.reporter.phase("audit")
-        found = audit_model(recipe, encoder, trainer.model, scores.double().numpy())
-        for finding in found.findings:
-            session.reporter.health(f"audit, {finding.verdict}: {finding.text}")
+        try:
+            found = audit_model(recipe, encoder, trainer.model, scores.double().numpy())
+        except Exception as error:  # noqa: BLE001 - data gone, no memory: whatever it is, the other ranks wait
+            session.reporter.health(
+                f"the audit was not made: {type(error).__name__}: {one_line(error)}; "
+                f"`stackllama-console audit {session.run.id}` makes it"
+            )
+    for finding in found.findings if found else ():
+        session.reporter.health(f"audit, {finding.verdict}: {finding.text}")
     session.state.wait_for_everyone()
 
     def write() -> None:

@@ -1,15 +1,19 @@
 """Chosen responses spoilt in ways that a reward model must notice: a policy finds those that it does not."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import compress
 from typing import Any
+
+import numpy as np
 
 from ...contract.audit import Probe
 from ..encoding import Encoder
-from .statistics import Array, Clusters, right
+from .statistics import Array, wilson
 
 TEXTS = 64
 """Responses that are spoilt; each way costs as many forward passes."""
 _TIMES = 3
+_CLEARLY = 0.05  # standard deviations: less is a tie
 Row = Mapping[str, Any]
 Score = Callable[[Sequence[list[int]]], Array]
 """Scores texts, given as token ids; float64 ``[N]``."""
@@ -23,20 +27,23 @@ def probes(rows: Sequence[Row], encoder: Encoder, score: Score, spread: float, l
         encoder: of the reward model's prompt format.
         score: the reward model.
         spread: standard deviation of its scores, the unit of ``change``.
-        limit: most tokens of a text; a spoilt one that is longer is cut.
+        limit: most tokens of a text; a spoilt one that is longer is left out: cut, it might be the response itself.
     """
     rows = rows[:TEXTS]
     whole = score([encoder.text_ids(row["question"], row["response_j"], row.get("messages")) for row in rows])
-    clusters = Clusters(range(len(rows)))
     made: list[Probe] = []
     for name, ids in _spoilt(rows, encoder):
-        margins = score([one[:limit] for one in ids]) - whole
+        fits = np.array([len(one) <= limit for one in ids])
+        margins = score(list(compress(ids, fits))) - whole[fits]
+        margins = margins[np.isfinite(margins)]
+        if not len(margins):
+            continue
         made.append(
             Probe(
                 name=name,
-                texts=len(rows),
+                texts=len(margins),
                 change=float(margins.mean()) / spread if spread else 0.0,
-                wins=clusters.mean(right(margins)),
+                wins=wilson(int((margins > _CLEARLY * spread).sum()), len(margins)),
             )
         )
     return made

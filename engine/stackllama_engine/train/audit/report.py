@@ -5,17 +5,20 @@ has its figures, so that a person can hold other bounds against them.
 """
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...contract.audit import Audit, Baseline, Finding, Interval, Probe, Verdict
 from ..encoding import Encoder
 from .probes import Row, Score, probes
 from .rules import formatting, repetition, word_margins
-from .statistics import Array, Clusters, buckets, calibration, rank_correlation, right
+from .statistics import Array, Clusters, buckets, calibration, calibration_limit, rank_correlation, right
 
 _FEW = 50  # questions
+_FEW_TEXTS = 20
 _BUCKETS = 5
 _FOOLED, _OFTEN = 0.5, 0.25  # share of spoilt responses that score higher
 _CONFIDENT = 0.1  # calibration error
@@ -34,6 +37,10 @@ class Pairs(NamedTuple):
         """Read the columns ``chosen_ids``, ``rejected_ids`` and ``question`` of a data set's first rows."""
         part = rows.select(range(min(len(rows), most))) if most is not None else rows
         return cls(list(part["chosen_ids"]), list(part["rejected_ids"]), list(part[question]))
+
+    def where(self, kept: NDArray[np.bool_]) -> "Pairs":
+        """Return the pairs for which ``kept``, ``[N]``, is true."""
+        return Pairs(*(list(compress(column, kept)) for column in self))
 
 
 def audit(
@@ -56,6 +63,11 @@ def audit(
         score: scores other texts.
         limit: most tokens of a text.
     """
+    finite = np.isfinite(scores).all(axis=1)
+    broken = Finding(verdict="bad", text=_not_finite(int((~finite).sum()), len(finite)))
+    if not finite.any():
+        return _of_nothing(broken)
+    scores, held_out = scores[finite], held_out.where(finite)
     clusters = Clusters(held_out.questions)
     margins = scores[:, 0] - scores[:, 1]
     correct = right(margins)
@@ -77,7 +89,11 @@ def audit(
     found = probes(rows, encoder, score, float(scores.std()), limit) if len(rows) > 1 else []
     by_length = np.concatenate([lengths[:, 0], lengths[:, 1]]).astype(np.float64)
     length_correlation = rank_correlation(flat, by_length, both)
-    findings = _findings(accuracy, clusters.count, baselines, found, error, length_correlation)
+    findings = [] if finite.all() else [broken]
+    apart = len({one for one, differs in zip(held_out.questions, margins != 0, strict=True) if differs})
+    findings += _findings(accuracy, clusters.count, apart, baselines, found, length_correlation)
+    if error > max(_CONFIDENT, limit := calibration_limit(margins)):
+        findings.append(_of_confidence(error, limit))
     return Audit(
         pairs=len(margins),
         questions=clusters.count,
@@ -96,47 +112,79 @@ def audit(
     )
 
 
+def _not_finite(broken: int, pairs: int) -> str:
+    return f"{broken} of {pairs} pairs have a score that is not a number or infinite; they are left out of every figure"
+
+
+def _of_nothing(finding: Finding) -> Audit:
+    """Return the audit of a model without a pair that can be compared."""
+    return Audit(
+        pairs=0,
+        questions=0,
+        ties=0,
+        accuracy=Interval(0.5, 0.0, 1.0),
+        baselines=[],
+        by_length=[],
+        by_margin=[],
+        calibration=[],
+        calibration_error=0.0,
+        length_correlation=0.0,
+        repetition_correlation=0.0,
+        probes=[],
+        verdict="bad",
+        findings=[finding],
+    )
+
+
 def _findings(
     accuracy: Interval,
     questions: int,
+    apart: int,
     baselines: Sequence[Baseline],
     found: Sequence[Probe],
-    error: float,
     length_correlation: float,
 ) -> list[Finding]:
+    """Return what speaks against a model; of few questions or texts nothing is known well enough to be ``bad``.
+
+    Args:
+        accuracy: of the pairs whose scores differ.
+        questions: of all pairs.
+        apart: questions with such a pair.
+        baselines: the rules.
+        found: the probes.
+        length_correlation: of scores and lengths.
+    """
     findings: list[Finding] = []
     few = questions < _FEW
     if accuracy.low <= 0.5:
-        findings.append(Finding(verdict="doubtful" if few else "bad", text=_no_better_than_chance(accuracy)))
+        text = _no_better_than_chance(accuracy, few=apart < _FEW)
+        findings.append(Finding(verdict="doubtful" if few else "bad", text=text))
     else:
-        findings += filter(None, map(_of_rule, baselines))
+        findings += filter(None, (_of_rule(rule, few=few) for rule in baselines))
     if few:
         text = f"{questions} held-out questions are too few to say much; hold out more of them"
         findings.append(Finding(verdict="doubtful", text=text))
     findings += filter(None, map(_of_probe, found))
-    if error > _CONFIDENT:
-        text = f"its confidence is off by {100 * error:.0f} points on average (calibration error)"
-        findings.append(Finding(verdict="doubtful", text=text))
     if abs(length_correlation) > _BY_LENGTH:
         text = f"its scores follow length: rank correlation {length_correlation:.2f} within questions"
         findings.append(Finding(verdict="doubtful", text=text))
     return findings
 
 
-def _no_better_than_chance(accuracy: Interval) -> str:
-    if accuracy.high < 0.5:
+def _no_better_than_chance(accuracy: Interval, *, few: bool) -> str:
+    if accuracy.high < 0.5 and not few:
         return f"it prefers the worse response: accuracy {_percent(accuracy)}; are the columns swapped?"
     return f"it is not known to be better than a coin: accuracy {_percent(accuracy)}"
 
 
-def _of_rule(rule: Baseline) -> Finding | None:
+def _of_rule(rule: Baseline, *, few: bool) -> Finding | None:
     if rule.lead.low > 0:
         return None
     text = (
         f"the rule “{rule.name}” is right in {_percent(rule.accuracy)} of pairs, and the reward model is not known to "
         f"be better (lead {_points(rule.lead)})"
     )
-    return Finding(verdict="bad" if rule.lead.high < 0 else "doubtful", text=text)
+    return Finding(verdict="bad" if rule.lead.high < 0 and not few else "doubtful", text=text)
 
 
 def _of_probe(probe: Probe) -> Finding | None:
@@ -146,7 +194,16 @@ def _of_probe(probe: Probe) -> Finding | None:
         f"a response that is {_in_words(probe.name)} scores higher than the response itself in {_percent(probe.wins)} "
         f"of {probe.texts} cases"
     )
-    return Finding(verdict="bad" if probe.wins.low > _FOOLED else "doubtful", text=text)
+    known = probe.wins.low > _FOOLED and probe.texts >= _FEW_TEXTS
+    return Finding(verdict="bad" if known else "doubtful", text=text)
+
+
+def _of_confidence(error: float, limit: float) -> Finding:
+    text = (
+        f"its confidence is off by {100 * error:.0f} points on average (calibration error; by chance up to "
+        f"{100 * limit:.0f})"
+    )
+    return Finding(verdict="doubtful", text=text)
 
 
 def _worst(verdicts: Sequence[Verdict]) -> Verdict:

@@ -13,6 +13,7 @@ _FORMATTING = re.compile(r"^\s*(?:#{1,6} |[-*+] |\d+[.)] |> |```)|\*\*|`[^`\n]+`
 _WORD = re.compile(r"\w+|[^\w\s]")
 _FEATURES = 4096
 _MOST_PAIRS = 4000
+_BLOCK = 1000  # held-out pairs whose words are counted at a time
 _STRENGTH = 1e-3
 _STEPS = 60
 
@@ -49,7 +50,9 @@ def word_margins(train: Sequence[tuple[str, str]], held_out: Sequence[tuple[str,
         return value
 
     optimizer.step(loss)
-    return (_differences(held_out) @ weights.detach().numpy()).astype(np.float64)
+    fitted = weights.detach().numpy()
+    blocks = [held_out[start : start + _BLOCK] for start in range(0, len(held_out), _BLOCK)]
+    return np.concatenate([_differences(block) @ fitted for block in blocks]).astype(np.float64)
 
 
 def _differences(pairs: Sequence[tuple[str, str]]) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":

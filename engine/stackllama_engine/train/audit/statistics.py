@@ -1,5 +1,6 @@
 """Statistics of held-out pairs. Shapes: ``N`` pairs, ``Q`` questions, ``R`` resamples."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,7 +10,10 @@ from ...contract.audit import Bucket, Interval, Reliability
 
 Array = NDArray[np.float64]
 RESAMPLES = 2000
+_OUTCOMES = 1000
+_CELLS = 1_000_000  # numbers that are held at a time
 _LEVEL = 95.0
+_QUANTILE = 1.959964  # of the standard normal distribution, at 97.5 %
 
 
 class Clusters:
@@ -25,7 +29,7 @@ class Clusters:
     def __init__(self, questions: Sequence[int], seed: int = 0) -> None:
         _, self._index = np.unique(np.asarray(questions), return_inverse=True)  # [N], 0 … Q − 1
         self.count = int(self._index.max()) + 1 if len(self._index) else 0
-        self._draws: NDArray[np.int16] | None = None
+        self._draws: NDArray[np.uint8] | None = None  # [R, Q]
         self._seed = seed
 
     def mean(self, values: Array, counted: NDArray[np.bool_] | None = None) -> Interval:
@@ -50,10 +54,24 @@ class Clusters:
     def _resampled(self, sums: Array, sizes: Array) -> Array:
         """Return the mean of each resample that holds any pair that counts, ``[≤ R]``."""
         if self._draws is None:
-            chances = np.full(self.count, 1 / self.count)
-            self._draws = np.random.default_rng(self._seed).multinomial(self.count, chances, RESAMPLES).astype(np.int16)
-        total = self._draws @ sizes  # [R, Q] × [Q]
-        return (self._draws @ sums)[total > 0] / total[total > 0]
+            draw = np.random.default_rng(self._seed)
+            self._draws = np.empty((RESAMPLES, self.count), dtype=np.uint8)  # a question is drawn once on average
+            for row in self._draws:
+                row[:] = np.bincount(draw.integers(self.count, size=self.count), minlength=self.count)
+        both = np.stack([sums, sizes], axis=1).astype(np.float32)  # [Q, 2]; halves, exact in float32
+        rows = max(1, _CELLS // self.count)
+        parts = [self._draws[start : start + rows].astype(np.float32) @ both for start in range(0, RESAMPLES, rows)]
+        drawn = np.concatenate(parts).astype(np.float64)  # [R, 2]
+        drawn = drawn[drawn[:, 1] > 0]
+        return drawn[:, 0] / drawn[:, 1]
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """Return a share of independent trials with its score interval (Wilson 1927), which holds for few of them too."""
+    share, square = successes / trials, _QUANTILE**2 / trials
+    centre = (share + square / 2) / (1 + square)
+    half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def right(margins: Array) -> Array:
@@ -96,8 +114,7 @@ def calibration(margins: Array, bins: int = 10) -> tuple[list[Reliability], floa
     margins = margins[margins != 0]
     if not len(margins):
         return [], 0.0
-    predicted, observed = 1 / (1 + np.exp(-np.abs(margins))), (margins > 0).astype(np.float64)
-    place = np.minimum(((predicted - 0.5) * 2 * bins).astype(np.int64), bins - 1)
+    (predicted, place), observed = _confidence(margins, bins), (margins > 0).astype(np.float64)
     curve: list[Reliability] = []
     for one in np.unique(place):
         inside = place == one
@@ -110,6 +127,34 @@ def calibration(margins: Array, bins: int = 10) -> tuple[list[Reliability], floa
         )
     error = sum(abs(one.predicted - one.observed) * one.pairs for one in curve) / len(margins)
     return curve, error
+
+
+def calibration_limit(margins: Array, bins: int = 10, seed: int = 0) -> float:
+    """Return the error that a calibrated model of these margins stays below with a probability of 97.5 %.
+
+    The error of few pairs is not 0 by chance alone: outcomes are drawn from the confidence itself.
+    """
+    margins = margins[margins != 0]
+    if not len(margins):
+        return 0.0
+    predicted, place = _confidence(margins, bins)
+    order = np.argsort(place, kind="stable")
+    predicted, place = predicted[order], place[order]
+    starts = np.flatnonzero(np.diff(place, prepend=-1))  # of the bins
+    draw = np.random.default_rng(seed)
+    errors: list[Array] = []
+    rows = max(1, _CELLS // len(margins))
+    for begin in range(0, _OUTCOMES, rows):
+        outcomes = draw.random((min(rows, _OUTCOMES - begin), len(margins)), dtype=np.float32) < predicted  # [r, N]
+        gaps = np.add.reduceat(outcomes - predicted, starts, axis=1)  # [r, bins]
+        errors.append(np.abs(gaps).sum(axis=1) / len(margins))
+    return float(np.percentile(np.concatenate(errors), (100 + _LEVEL) / 2))
+
+
+def _confidence(margins: Array, bins: int) -> tuple[Array, NDArray[np.int64]]:
+    """Return σ(|margin|) of each pair and the bin that it is in, ``[N]`` each."""
+    predicted = 1 / (1 + np.exp(-np.abs(margins)))
+    return predicted, np.minimum(((predicted - 0.5) * 2 * bins).astype(np.int64), bins - 1)
 
 
 def rank_correlation(one: Array, other: Array, questions: Sequence[int]) -> float:
