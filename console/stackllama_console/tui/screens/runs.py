@@ -163,11 +163,13 @@ class RunsScreen(ConsoleScreen):
         table = self.query_one(RunsTable)
         view = View(
             width=self.size.width,
+            height=self.size.height,
             now=moment,
             theme=self.console_app.theme,
             variables=self.console_app.theme_variables,
             columns=self.view.columns,
             group=self.view.group if self.view.group in ("stage", "model") else "",
+            sort=self.view.sort.removeprefix("-"),
             tree=tree,
             selected=self.selected,
             folded=self.folded,
