@@ -1,5 +1,6 @@
 """All runs: states, steps, last metrics, pipelines as trees; the hub from which everything else is reached."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -87,7 +88,7 @@ class RunsScreen(ConsoleScreen):
     def __init__(self, home: Home) -> None:
         super().__init__()
         self.actions = RunActions(self, home)
-        self.selection_actions = SelectionActions(self, home)
+        self.selection_actions = SelectionActions(self, home, self._forget)
         self.index = RunsIndex(home)
         self.foreign = ForeignIndex(lambda: self.console_app.settings.foreign_runs)
         self.view = RunsView(self, home, self._fill)
@@ -302,11 +303,17 @@ class RunsScreen(ConsoleScreen):
         if what != "delete":
             self.say(READ_ONLY)
             return
-        self.console_app.settings.forget_foreign(row.id)
+        self._forget([row.id])
+
+    def _forget(self, row_ids: Sequence[str]) -> None:
+        """Forget directories of other trainers; their files stay."""
+        names = [row.name for row in self.foreign.rows if row.id in row_ids]
+        for row_id in row_ids:
+            self.console_app.settings.forget_foreign(row_id)
         self.console_app.remember()
         self.foreign.poll()
         self._fill()
-        self.say(f"{row.name} forgotten; its files stay")
+        self.say(f"{', '.join(names)} forgotten; {'its' if len(names) == 1 else 'their'} files stay")
 
     def action_select(self) -> None:
         """Select runs to compare; the cursor moves on."""
