@@ -1,6 +1,7 @@
 """The keys that can do something to a run, by its stage and phase: for footers, and in words for the list of runs."""
 
 from stackllama_engine.contract.chat_target import WRITING
+from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import ENDED
 from stackllama_engine.contract.stages import Stage
 
@@ -8,17 +9,19 @@ _HINTS = {
     "damaged": ("repair", "delete"),
     "finished": ("open", "samples", "chat", "fold", "clone"),
     "failed": ("open", "resume", "clone"),
+    "mistaken": ("open", "clone", "again"),
     "running": ("open", "stop", "save"),
 }
 """Kind of phase → what is advised, the most likely first."""
 
 
-def run_keys(stage: Stage | None, phase: str) -> frozenset[str]:
+def run_keys(stage: Stage | None, phase: str, *, saved: bool = True) -> frozenset[str]:
     """Return the actions that can do something to a run: names of bindings without their screen.
 
     Args:
         stage: the run's; None where it cannot be read.
         phase: of its state, or ``damaged``.
+        saved: whether it has a checkpoint.
     """
     if phase == "damaged":
         return frozenset({"repair", "delete"})
@@ -31,27 +34,37 @@ def run_keys(stage: Stage | None, phase: str) -> frozenset[str]:
         keys.add("samples")
     if stage is Stage.PIPELINE:
         keys.add("fold")
-    if (stage in WRITING and phase not in ("queued", "starting")) or (stage is Stage.MERGE and phase == "finished"):
+    if (stage in WRITING and phase not in ("queued", "starting") and (saved or phase == "finished")) or (
+        stage is Stage.MERGE and phase == "finished"
+    ):
         keys.add("chat")
     return frozenset(keys)
 
 
-def advice_of_run(stage: Stage | None, phase: str) -> str:
+def is_mistaken(phase: str, exit_code: int | None) -> bool:
+    """Return whether a run ended by a person's mistake, which the same recipe would repeat."""
+    return phase in ENDED and exit_code == ExitCode.USAGE
+
+
+def advice_of_run(stage: Stage | None, phase: str, *, exit_code: int | None = None, saved: bool = True) -> str:
     """Return the keys that make sense for a run of the list, in words."""
     kind = phase if phase in _HINTS else "failed" if phase in ENDED else "running"
-    keys = run_keys(stage, phase)
-    return ", ".join(_in_words(action, stage) for action in _HINTS[kind] if action in keys)
+    kind = "mistaken" if is_mistaken(phase, exit_code) else kind
+    keys = run_keys(stage, phase, saved=saved)
+    if "resume" in keys:
+        keys |= {"again"}
+    return ", ".join(_in_words(action, stage, saved) for action in _HINTS[kind] if action in keys)
 
 
-def resume_in_words(stage: Stage | None) -> str:
-    """Return what a resume does: a merge saves nothing on its way."""
+def resume_in_words(stage: Stage | None, saved: bool = True) -> str:
+    """Return what a resume does: a merge saves nothing on its way, and a run may have failed before it saved."""
     return {
         Stage.MERGE: "restart the merge",
         Stage.PIPELINE: "resume from its current stage",
-    }.get(stage or Stage.SFT, "resume from the last checkpoint")
+    }.get(stage or Stage.SFT, "resume from the last checkpoint" if saved else "start again: no checkpoint was saved")
 
 
-def _in_words(action: str, stage: Stage | None) -> str:
+def _in_words(action: str, stage: Stage | None, saved: bool) -> str:
     return {
         "repair": "r: repair its records from its other files",
         "delete": "D: delete",
@@ -60,7 +73,8 @@ def _in_words(action: str, stage: Stage | None) -> str:
         "chat": "t: chat",
         "fold": "z: fold them",
         "clone": "e: edit a copy",
-        "resume": f"r: {resume_in_words(stage)}",
+        "resume": f"r: {resume_in_words(stage, saved)}",
+        "again": "r: try the same again",
         "stop": "x: save and stop",
         "save": "w: save checkpoint",
     }[action]

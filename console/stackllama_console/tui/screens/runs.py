@@ -19,6 +19,7 @@ from ...readers.runs_index import Row, RunsIndex
 from ...request_texts import READ_ONLY
 from ...sanitise import one_line
 from ..run_actions import RunActions
+from ..run_keys import is_mistaken
 from ..runs_view import RunsView
 from ..screen import ConsoleScreen
 from ..selection_actions import SELECTION_ACTIONS, SelectionActions
@@ -242,6 +243,8 @@ class RunsScreen(ConsoleScreen):
         match binding.id:
             case "runs.open" | "runs.samples":
                 return binding.id.removeprefix("runs.") in keys
+            case "runs.resume" if row and not selected and is_mistaken(row.phase, row.exit_code):
+                return False
             case "runs.stop" | "runs.resume":
                 return binding.id.removeprefix("runs.") in of_selection
             case "runs.demo":

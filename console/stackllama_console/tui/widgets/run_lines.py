@@ -31,11 +31,13 @@ def about_lines(row: Row, selected: Sequence[str]) -> list[Text]:
 
 def keys_of(row: Row) -> frozenset[str]:
     """Return the actions that can do something to a run of the list."""
-    return frozenset({"open"}) if row.is_foreign else run_keys(row.stage, row.phase)
+    return frozenset({"open"}) if row.is_foreign else run_keys(row.stage, row.phase, saved=row.saved)
 
 
 def _advice(row: Row) -> str:
-    return "enter: open, D: forget it (its files stay)" if row.is_foreign else advice_of_run(row.stage, row.phase)
+    if row.is_foreign:
+        return "enter: open, D: forget it (its files stay)"
+    return advice_of_run(row.stage, row.phase, exit_code=row.exit_code, saved=row.saved)
 
 
 def _of_selection(selected: Sequence[str]) -> str:
