@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stackllama_console.readers.run_columns import COLUMNS, arranged, metric_value
+from stackllama_console.readers.run_columns import COLUMNS, arranged, last_text_within, metric_value
 from stackllama_console.readers.run_filter import parse_filter
 from stackllama_console.readers.run_trend import sparkline
 from stackllama_console.readers.runs_index import Row
@@ -106,3 +106,17 @@ def test_the_result_comes_before_the_newest_value() -> None:
 def test_sparkline_spans_its_values() -> None:
     assert sparkline([0, 7]) == "▁█" and sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([3, 3]) == "▁▁" and sparkline([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(13, "loss 1.159e-6"), (12, "1.159e-6"), (7, "1.16e-6"), (6, "1.2e-6"), (5, "1e-6"), (4, "1e-6"), (3, "")],
+)
+def test_a_number_without_room_loses_its_name_then_digits_but_is_never_cut(size: int, text: str) -> None:
+    assert last_text_within(_row("small", metric=("loss", 1.159e-6)), size) == text
+
+
+def test_words_without_room_are_cut_and_a_number_after_them_is_left_out() -> None:
+    assert last_text_within(_row("wrong", error="events.jsonl is damaged"), 8) == "events.…"
+    assert last_text_within(_row("there", metric=("loss", 1.159e-6), elsewhere="on gpu7"), 20) == "on gpu7  1.159e-6"
+    assert last_text_within(_row("there", metric=("loss", 1.159e-6), elsewhere="on gpu7"), 12) == "on gpu7"

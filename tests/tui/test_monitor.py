@@ -574,7 +574,7 @@ def test_keys_lead_to_other_screens(stocked: Home, key: str, screen: str, text: 
         ("aligned", {"e edit a copy", "a samples", "t chat"}),
         ("tuned", {"e edit a copy", "t chat"}),
         ("broken", {"r resume", "e edit a copy"}),
-        ("alive", {"x stop", "w save checkpoint", "e edit a copy", "t chat"}),
+        ("alive", {"x stop", "w save checkpoint", "e edit a copy"}),
     ],
 )
 def test_footer_offers_what_the_run_can_do(stocked: Home, run_id: str, keys: set[str]) -> None:

@@ -80,6 +80,19 @@ def test_a_queued_run_has_nothing_to_save_and_says_what_it_waits_for() -> None:
     assert advice(RunDir(Path("b")), stopped) == "r: put it back in its queue"
 
 
+def test_a_checkpoint_is_named_only_where_there_is_one() -> None:
+    assert advice_of_run(Stage.SFT, "failed", exit_code=1) == (
+        "enter: open, r: resume from the last checkpoint, e: edit a copy"
+    )
+    assert "r: start again: no checkpoint was saved" in advice_of_run(Stage.SFT, "failed", exit_code=1, saved=False)
+    assert "chat" not in run_keys(Stage.SFT, "running", saved=False)
+
+
+def test_a_mistake_is_mended_in_a_copy_first() -> None:
+    advice = advice_of_run(Stage.SFT, "failed", exit_code=2, saved=False)
+    assert advice == "enter: open, e: edit a copy, r: try the same again"
+
+
 def test_every_phase_has_advice() -> None:
     phases = ("queued", "starting", "running", "stalled", "stopping", *ENDED, "damaged", "unknown")
     assert all(advice_of_run(stage, phase) for stage in Stage for phase in phases)

@@ -125,7 +125,7 @@ def test_the_run_under_the_cursor_is_explained(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("j", "j")
-        await shown.shows("cause: out of memory in train", "r: resume from the last checkpoint")
+        await shown.shows("cause: out of memory in train", "r: start again: no checkpoint was saved")
         await shown.press("G")
         assert shown.front.row_id == "tuned"
         await shown.press("g")

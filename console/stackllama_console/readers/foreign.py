@@ -15,7 +15,7 @@ from stackllama_engine.contract.user_dirs import expanded
 
 from ..sanitise import one_line
 from .eta import Eta, estimate
-from .foreign_files import LOOKED_FOR, Files, find_files
+from .foreign_files import LOOKED_FOR, Files, event_age, find_files
 from .foreign_sources import EventsSource, LogSource, StateSource
 from .series import Series
 
@@ -87,6 +87,12 @@ class ForeignReader:
         files = [source.path for source in (self._state, self._log) if source]
         files += [path for events in self._events.values() for path in list(events.files)]
         return [one_line(str(path.relative_to(self.path))) for path in files]
+
+    @property
+    def began(self) -> float | None:
+        """When its first event file was begun, by that file's name, in Unix seconds; None where none says."""
+        ages = [event_age(path)[0] for events in list(self._events.values()) for path in list(events.files)]
+        return min((seconds for age in ages if (seconds := float(age)) > 0), default=None)
 
     @property
     def bad_lines(self) -> int:

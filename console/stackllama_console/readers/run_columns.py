@@ -53,12 +53,27 @@ def seconds_taken(row: Row, now: float) -> float | None:
     return max(0.0, (row.ended if row.phase in ENDED and row.ended else now) - row.started)
 
 
-def last_text(row: Row, *, bare: bool = False) -> str:
-    """Return the last column: what waits or is wrong, else the one number of the run; ``bare`` without its name."""
-    metric = f"{row.metric[0]} {number(row.metric[1])}" if row.metric else (f"at {row.at}" if row.at else "")
-    if bare and row.metric:
-        metric = number(row.metric[1])
-    metric = row.at if row.waits or row.is_foreign else metric
+def last_text(row: Row) -> str:
+    """Return the last column: what waits or is wrong, else the one number of the run."""
+    return _last(row, f"{row.metric[0]} {number(row.metric[1])}" if row.metric else "")
+
+
+def last_text_within(row: Row, size: int) -> str:
+    """Return the last column in at most ``size`` cells: a number without its name, in fewer digits, or not at all.
+
+    A number that is cut reads as another one.
+    """
+    texts = [last_text(row)]
+    if row.metric:
+        value = row.metric[1]
+        texts += [_last(row, number(value, digits=digits)) for digits in (4, 3, 2, 1)] + [_last(row, "")]
+    return next((text for text in texts if len(text) <= size), cut(texts[-1], size))
+
+
+def _last(row: Row, metric: str) -> str:
+    if not row.metric:
+        metric = f"at {row.at}" if row.at else ""
+    metric = row.at if row.waits or (row.is_foreign and row.at) else metric
     if row.elsewhere:
         metric = "  ".join(filter(None, (row.elsewhere, metric)))
     return row.error or metric

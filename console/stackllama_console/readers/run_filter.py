@@ -45,8 +45,8 @@ _PARTS: dict[str, Callable[[Row], str]] = {
     "note": lambda row: row.note,
 }
 _NUMBERS: dict[str, Callable[[Row, float], float | None]] = {
-    "step": lambda row, _: float(row.step),
-    "age": lambda row, now: row.age(now),
+    "step": lambda row, _: None if row.is_foreign and not row.step else float(row.step),
+    "age": lambda row, now: row.age(now) if row.created else None,
     "duration": seconds_taken,
     "eta": lambda row, _: row.seconds_left,
 }

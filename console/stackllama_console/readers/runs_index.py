@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
+from stackllama_engine.contract.chat_target import checkpoint_names
 from stackllama_engine.contract.children import CHILDREN, child_id, known_parents
 from stackllama_engine.contract.errors import DamagedError
 from stackllama_engine.contract.history import History, fold
@@ -65,6 +66,8 @@ class Row(Struct, frozen=True, kw_only=True):
     note: str = ""
     attempt: int = 0
     exit_code: int | None = None
+    saved: bool = True
+    """Whether it has a checkpoint, as far as that was looked for."""
     cause: str | None = None
     error: str | None = None
 
@@ -269,6 +272,7 @@ class _Watched:
             at=at.removeprefix(f"{self.row.id}-"),
             attempt=state.attempt,
             exit_code=state.exit_code,
+            saved=bool(checkpoint_names(self.run)),
             cause=state.cause,
             error=error,
             elsewhere=self._state.elsewhere,

@@ -36,38 +36,54 @@ class _Kind(Struct, frozen=True):
 
 
 class SelectionActions:
-    """The actions of one screen on several runs of one home."""
+    """The actions of one screen on several runs of one home.
 
-    def __init__(self, screen: ConsoleScreen, home: Home) -> None:
+    Args:
+        screen: asks and says.
+        home: where the runs live.
+        forget: forgets the directories of other trainers, which is all that deleting can do to them.
+    """
+
+    def __init__(self, screen: ConsoleScreen, home: Home, forget: Callable[[Sequence[str]], None]) -> None:
         self.screen = screen
         self.home = home
+        self._forget = forget
 
     def act(self, what: str, run_ids: Sequence[str]) -> None:
         """Ask, naming the runs, then stop, save, resume or delete them: ``what`` is the action's name."""
         self.screen.begin(self._ask(_KINDS[what], run_ids), group="actions")
 
     async def _ask(self, kind: _Kind, run_ids: Sequence[str]) -> None:
-        able, refused = await asyncio.to_thread(self._sorted_out, kind, run_ids)
-        if not able:
+        deletes = kind is _KINDS["delete"]
+        forgotten = [run_id for run_id in run_ids if _is_foreign(run_id)] if deletes else []
+        rest = [run_id for run_id in run_ids if run_id not in forgotten]
+        able, refused = await asyncio.to_thread(self._sorted_out, kind, rest)
+        if not able and not forgotten:
             self.screen.say("; ".join(refused), error=True)
             return
-        parts = [f"{kind.verb.capitalize()} {_count(able)}?\n{_names(able)}"]
-        note = await asyncio.to_thread(_what_goes, self.home, able) if kind is _KINDS["delete"] else kind.note
-        parts += [note, "\n".join(["Left alone:", *refused[:_NAMED]]) if refused else ""]
+        parts = [f"{kind.verb.capitalize()} {_count(able)}?\n{_names(able)}"] if able else []
+        parts += [await asyncio.to_thread(_what_goes, self.home, able) if deletes else kind.note] if able else []
+        if forgotten:
+            parts.append(f"Forget {_count(forgotten)} of other trainers? The files stay.\n{_names(forgotten)}")
+        parts += ["\n".join(["Left alone:", *refused[:_NAMED]]) if refused else ""]
+        doing = [f"{kind.verb} {_count(able)}"] if able else []
+        doing += [f"forget {_count(forgotten)}"] if forgotten else []
 
         def answered(yes: bool | None) -> None:
-            if yes:
+            if yes and forgotten:
+                self._forget(forgotten)
+            if yes and able:
                 self.screen.begin(self._carry_out(kind, able), group="actions")
 
         question = "\n\n".join(filter(None, parts))
-        self.screen.console_app.push_screen(ConfirmScreen(question, f"{kind.verb} {_count(able)}"), answered)
+        self.screen.console_app.push_screen(ConfirmScreen(question, " and ".join(doing)), answered)
 
     def _sorted_out(self, kind: _Kind, run_ids: Sequence[str]) -> tuple[list[str], list[str]]:
         """Return the runs that the action makes sense for, and a sentence for each other one."""
         able: list[str] = []
         refused: list[str] = []
         for run_id in run_ids:
-            if "/" in run_id:  # a directory of another trainer
+            if _is_foreign(run_id):
                 refused.append(one_line(f"{run_id}: {READ_ONLY}"))
                 continue
             try:
@@ -102,13 +118,18 @@ class SelectionActions:
         return done, failed
 
 
+def _is_foreign(run_id: str) -> bool:
+    """Return whether a row is a directory of another trainer."""
+    return "/" in run_id
+
+
 def _count(run_ids: Sequence[str]) -> str:
     return f"{len(run_ids)} runs" if len(run_ids) > 1 else "1 run"
 
 
 def _names(run_ids: Sequence[str]) -> str:
     more = len(run_ids) - _NAMED
-    return ", ".join(run_ids[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(one_line, run_ids[:_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def _stop_refusal(home: Home, run_id: str) -> str:

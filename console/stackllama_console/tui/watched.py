@@ -70,7 +70,7 @@ class Watched:
         self.fix: Fix | None = None
         """The change that the cause of a failed run advises, or of a failed pipeline that of the stage shown."""
         self.left_nothing = False
-        """Whether what failed has saved nothing that could be chatted with."""
+        """Whether what is shown has saved nothing yet that could be chatted with."""
         self._fix_of: object = None
         self.has_log = False
         """Whether the log that is shown has lines."""
@@ -131,6 +131,8 @@ class Watched:
             self.result = self._read_result()
             self.evaluation = self._read_evaluation()
             self._find_fix()
+            shown = self.shown_run
+            self.left_nothing = shown is not None and self.reader.phase != "finished" and not has_target(shown)
         log = self._read_log()
         samples = self._read_samples()
         machine = self._read_machine()
@@ -181,9 +183,8 @@ class Watched:
         key = run.id if run else None, state, self.shows_failure
         if key == self._fix_of:
             return
-        self._fix_of, self.fix, self.left_nothing = key, None, False
+        self._fix_of, self.fix = key, None
         if run and state and self.shows_failure:
-            self.left_nothing = not has_target(run)
             first = self.pipeline is not None and len(self.pipeline.children) == 1
             self.fix = find_fix(run, state, self.run if first else None)
 

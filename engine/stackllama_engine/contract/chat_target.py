@@ -42,7 +42,7 @@ def find_target(run: RunDir, checkpoint: str | None = None) -> Target:
         )
     if state.stage is Stage.PIPELINE:
         raise RefusedError(f"`{run.id}` is a pipeline; chat with one of its stages: {_others(run)}")
-    names = _checkpoints(run)
+    names = checkpoint_names(run)
     if checkpoint is not None:
         name = f"step-{int(checkpoint):06d}" if checkpoint.isascii() and checkpoint.isdigit() else checkpoint
         if name not in names:
@@ -68,7 +68,7 @@ def has_target(run: RunDir) -> bool:
     return True
 
 
-def _checkpoints(run: RunDir) -> list[str]:
+def checkpoint_names(run: RunDir) -> list[str]:
     """Return the names of the sealed checkpoints, oldest first; one being written has another name."""
     if not run.checkpoints.is_dir():
         return []

@@ -25,7 +25,7 @@ from ...sanitise import one_line, sanitise
 from ..chart_board import shape
 from ..keymap import as_bindings
 from ..run_actions import RunActions
-from ..run_keys import run_keys
+from ..run_keys import is_mistaken, run_keys
 from ..watched import Update, Watched, watch_directory, watch_run
 from ..widgets.chart import Chart, Curve
 from ..widgets.gpu_panel import GpuPanel
@@ -303,7 +303,7 @@ class MonitorScreen(MonitorPanels):
         if watched is None or watched.state is None:  # not read yet, or of another trainer
             return frozenset()
         own = run_keys(watched.source.stage, watched.state.phase)
-        if watched.state.exit_code == 2:  # the same recipe would fail again
+        if is_mistaken(watched.state.phase, watched.state.exit_code):
             own -= {"resume"}
         shown = run_keys(watched.reader.stage, watched.reader.phase) if watched.shown_run else own & {"clone"}
         never_began = watched.state.phase == "stopped" and watched.state.started is None

@@ -1,5 +1,6 @@
 """All runs: states, steps, last metrics, pipelines as trees; the hub from which everything else is reached."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from ...readers.runs_index import Row, RunsIndex
 from ...request_texts import READ_ONLY
 from ...sanitise import one_line
 from ..run_actions import RunActions
+from ..run_keys import is_mistaken
 from ..runs_view import RunsView
 from ..screen import ConsoleScreen
 from ..selection_actions import SELECTION_ACTIONS, SelectionActions
@@ -87,7 +89,7 @@ class RunsScreen(ConsoleScreen):
     def __init__(self, home: Home) -> None:
         super().__init__()
         self.actions = RunActions(self, home)
-        self.selection_actions = SelectionActions(self, home)
+        self.selection_actions = SelectionActions(self, home, self._forget)
         self.index = RunsIndex(home)
         self.foreign = ForeignIndex(lambda: self.console_app.settings.foreign_runs)
         self.view = RunsView(self, home, self._fill)
@@ -163,11 +165,13 @@ class RunsScreen(ConsoleScreen):
         table = self.query_one(RunsTable)
         view = View(
             width=self.size.width,
+            height=self.size.height,
             now=moment,
             theme=self.console_app.theme,
             variables=self.console_app.theme_variables,
             columns=self.view.columns,
             group=self.view.group if self.view.group in ("stage", "model") else "",
+            sort=self.view.sort.removeprefix("-"),
             tree=tree,
             selected=self.selected,
             folded=self.folded,
@@ -239,6 +243,8 @@ class RunsScreen(ConsoleScreen):
         match binding.id:
             case "runs.open" | "runs.samples":
                 return binding.id.removeprefix("runs.") in keys
+            case "runs.resume" if row and not selected and is_mistaken(row.phase, row.exit_code):
+                return False
             case "runs.stop" | "runs.resume":
                 return binding.id.removeprefix("runs.") in of_selection
             case "runs.demo":
@@ -300,11 +306,17 @@ class RunsScreen(ConsoleScreen):
         if what != "delete":
             self.say(READ_ONLY)
             return
-        self.console_app.settings.forget_foreign(row.id)
+        self._forget([row.id])
+
+    def _forget(self, row_ids: Sequence[str]) -> None:
+        """Forget directories of other trainers; their files stay."""
+        names = [row.name for row in self.foreign.rows if row.id in row_ids]
+        for row_id in row_ids:
+            self.console_app.settings.forget_foreign(row_id)
         self.console_app.remember()
         self.foreign.poll()
         self._fill()
-        self.say(f"{row.name} forgotten; its files stay")
+        self.say(f"{', '.join(names)} forgotten; {'its' if len(names) == 1 else 'their'} files stay")
 
     def action_select(self) -> None:
         """Select runs to compare; the cursor moves on."""

@@ -7,14 +7,14 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
-from stackllama_engine.contract.checkpoints import sealed
+from stackllama_engine.contract.chat_target import checkpoint_names
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
 
 from ...pipelines import newest
 from ...readers.advice import Fix
 from ...sanitise import log_line, one_line
-from ..run_keys import resume_in_words
+from ..run_keys import is_mistaken, resume_in_words
 from ..state_style import rich_colour
 from .scroll_lines import ScrollLines
 
@@ -105,24 +105,25 @@ def exit_text(code: int) -> str:
 def advice(run: RunDir, state: State) -> str:
     """Return what to press next, by what went wrong."""
     cause = (state.cause or "").lower()
-    if state.exit_code == 2:
+    saved = bool(checkpoint_names(run))
+    again = resume_in_words(state.stage, saved, began=state.started is not None or state.phase != "stopped")
+    if is_mistaken(state.phase, state.exit_code):
         return "e: fix the recipe in the form and relaunch"
     if _GPU_ERROR.search(cause):
-        return f"see the log and `dmesg` for the GPU error, then r: {resume_in_words(state.stage)}"
+        return f"see the log and `dmesg` for the GPU error, then r: {again}"
     if _OUT_OF_MEMORY.search(cause):
         smaller = "e: smaller batch, shorter sequences or 4-bit weights; the form's budget shows what fits"
-        return f"{smaller}; r: {resume_in_words(state.stage)}" if sealed(run.checkpoints) else smaller
+        return f"{smaller}; r: {again}" if saved else smaller
     if _KILLED_BY_OTHERS in cause:
-        again = resume_in_words(state.stage) if sealed(run.checkpoints) else "try the same again"
-        return f"r: {again}; e: edit a copy of the recipe"
+        return f"r: {again if saved else 'try the same again'}; e: edit a copy of the recipe"
     if "nan" in cause or "infinity" in cause or "became" in cause:
-        return "e: lower learning_rate, or use bf16 instead of fp16; r: resume from the last checkpoint"
+        return f"e: lower learning_rate, or use bf16 instead of fp16; r: {again}"
     if "no space" in cause or "disk" in cause:
-        return f"free disk space, then r: {resume_in_words(state.stage)}"
+        return f"free disk space, then r: {again}"
     if state.phase == "stopped":
-        return f"r: {resume_in_words(state.stage, began=state.started is not None)}"
+        return f"r: {again}"
     if state.stage is Stage.PIPELINE:
         child = newest(run, state)
         where = f" (see its stage {child.id.removeprefix(run.id + '-')}: , and .)" if child else ""
         return f"r: resume from the stage that failed{where}"
-    return f"see the log (/: search); r: {resume_in_words(state.stage)}; e: edit a copy of the recipe"
+    return f"see the log (/: search); r: {again}; e: edit a copy of the recipe"

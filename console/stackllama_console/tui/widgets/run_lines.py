@@ -33,14 +33,14 @@ def about_lines(row: Row, selected: Sequence[str]) -> list[Text]:
 
 def keys_of(row: Row) -> frozenset[str]:
     """Return the actions that can do something to a run of the list."""
-    return frozenset({"open"}) if row.is_foreign else run_keys(row.stage, row.phase)
+    return frozenset({"open"}) if row.is_foreign else run_keys(row.stage, row.phase, saved=row.saved)
 
 
 def _advice(row: Row) -> str:
     if row.is_foreign:
         return "enter: open, D: forget it (its files stay)"
     began = row.started is not None or row.phase != "stopped"
-    return advice_of_run(row.stage, row.phase, began=began)
+    return advice_of_run(row.stage, row.phase, exit_code=row.exit_code, saved=row.saved, began=began)
 
 
 def _of_selection(selected: Sequence[str]) -> str:
