@@ -32,15 +32,10 @@ class Pairs(NamedTuple):
     rejected: list[list[int]]
     questions: list[int]
 
-    @classmethod
-    def of(cls, rows: Any, question: str, most: int | None = None) -> "Pairs":
-        """Read the columns ``chosen_ids``, ``rejected_ids`` and ``question`` of a data set's first rows."""
-        part = rows.select(range(min(len(rows), most))) if most is not None else rows
-        return cls(list(part["chosen_ids"]), list(part["rejected_ids"]), list(part[question]))
-
     def where(self, kept: NDArray[np.bool_]) -> "Pairs":
         """Return the pairs for which ``kept``, ``[N]``, is true."""
-        return Pairs(*(list(compress(column, kept)) for column in self))
+        chosen, rejected = (list(compress(column, kept)) for column in (self.chosen, self.rejected))
+        return Pairs(chosen, rejected, list(compress(self.questions, kept)))
 
 
 def audit(
@@ -63,7 +58,8 @@ def audit(
         score: scores other texts.
         limit: most tokens of a text.
     """
-    finite = np.isfinite(scores).all(axis=1)
+    whole: Any = np.isfinite(scores).all(axis=1)
+    finite: NDArray[np.bool_] = whole
     broken = Finding(verdict="bad", text=_not_finite(int((~finite).sum()), len(finite)))
     if not finite.any():
         return _of_nothing(broken)
@@ -92,8 +88,8 @@ def audit(
     findings = [] if finite.all() else [broken]
     apart = len({one for one, differs in zip(held_out.questions, margins != 0, strict=True) if differs})
     findings += _findings(accuracy, clusters.count, apart, baselines, found, length_correlation)
-    if error > max(_CONFIDENT, limit := calibration_limit(margins)):
-        findings.append(_of_confidence(error, limit))
+    if error > max(_CONFIDENT, chance := calibration_limit(margins)):
+        findings.append(_of_confidence(error, chance))
     return Audit(
         pairs=len(margins),
         questions=clusters.count,
