@@ -1,5 +1,6 @@
 """All runs: states, steps, last metrics, pipelines as trees; the hub from which everything else is reached."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -141,7 +142,9 @@ class RunsScreen(ConsoleScreen):
             self._machine = "GPUs unknown: NVML does not respond"
         else:
             self._machine_known = True
-            self._machine = ", ".join(gpu.name for gpu in gpus) or "no GPU; runs use the CPU"
+            names = Counter(gpu.name for gpu in gpus)
+            named = (f"{count} × {name}" if count > 1 else name for name, count in names.items())
+            self._machine = ", ".join(named) or "no GPU; runs use the CPU"
         return self._machine != before
 
     def render_update(self, update: Any) -> None:
