@@ -192,6 +192,7 @@ def test_base_and_tuned_answer_as_transformers_would(
         "prompt_format": "question_answer",
         "system": None,
         "rewards": False,
+        "functions": False,
     }
     both = [expected(base, None, 24), expected(base, adapter, 24)]
     assert both[0] != both[1]

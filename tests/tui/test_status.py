@@ -35,6 +35,7 @@ def test_advice_follows_the_cause(cause: str, expected: str, tmp_path: Path) -> 
 def test_advice_of_a_kill_by_another_program_is_not_about_memory(has_checkpoint: bool, tmp_path: Path) -> None:
     if has_checkpoint:
         (tmp_path / "checkpoints" / "step-000010").mkdir(parents=True)
+        (tmp_path / "checkpoints" / "step-000010" / "manifest.json").write_text("{}")
     cause = (
         "rank 0 was killed by SIGKILL in phase train; the kernel's out-of-memory killer was not active, so a user or "
         "another program sent it. The limit is 4.0 GiB (this machine)."

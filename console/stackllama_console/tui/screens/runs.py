@@ -278,10 +278,6 @@ class RunsScreen(ConsoleScreen):
     def _is_empty(self) -> bool:
         return self._read and not self.index.rows
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer the demo while there is no run."""
-        return self._is_empty if action == "demo" else True
-
     def action_demo(self) -> None:
         """Open the launch form with the demo's recipe in it."""
         self.console_app.open_demo()
