@@ -8,7 +8,7 @@ from stackllama_engine.contract.audit import Audit, Interval
 from .sanitise import one_line
 
 _WIDTH, _ROW, _LEFT, _PLOT = 760, 22, 250, 440
-_INK, _FAINT, _BAR, _RULE = "#222222", "#999999", "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermillion
+_INK, _FAINT, _BAR, _RULE = "#222222", "#999999", "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
 
 
 def audit_page(name: str, audit: Audit) -> str:

@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("models/.h", "models/.hidden/", (".hidden/",)),
         ("rec", "recipe.yaml", ("recipe.yaml",)),
         ("~", "~/", ()),
-        ("~/ot", "~/other/", ("other/",)),
+        ("~/oth", "~/other/", ("other/",)),
         ("none", "none", ()),
         ("no/such/", "no/such/", ()),
         ("~nobody/x", "~nobody/x", ()),

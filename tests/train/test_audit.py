@@ -34,7 +34,7 @@ from stackllama_engine.train.encoding import Encoder
 
 WORDS = [
     one + other
-    for one in ("ap", "ri", "sto", "clo", "pa", "gla", "whe", "can")
+    for one in ("ap", "ri", "sto", "clo", "pa", "gla", "wha", "can")
     for other in ("le", "ver", "ne", "ud", "per")
 ]
 

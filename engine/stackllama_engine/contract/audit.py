@@ -65,7 +65,7 @@ class Finding(Struct, frozen=True, kw_only=True):
 
     verdict: Verdict
     text: str
-    """A sentence with its figures."""
+    """A sentence with its numbers."""
 
 
 class Audit(Struct, frozen=True, kw_only=True):

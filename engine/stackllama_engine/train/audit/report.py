@@ -1,7 +1,7 @@
 """The audit of a reward model: is it better than rules that know nothing, what does it confuse, what would fool it?
 
 Made at the end of a reward run, and by ``stackllama-console audit RUN``. Bounds of the verdict are ours; each finding
-has its figures, so that a person can hold other bounds against them.
+has its numbers, so that a person can hold other bounds against them.
 """
 
 from collections.abc import Sequence
