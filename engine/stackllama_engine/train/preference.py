@@ -8,25 +8,22 @@ held-out set, ties apart (:mod:`.eval_metrics`).
 
 from typing import Any
 
-from datasets import Dataset, IterableDataset
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from ..contract.recipe import PreferenceRecipe
 from . import checkpoint, hf_trainer, limits, models, right_padding
-from .encoding import evaluation_rows, report_columns, report_skipped, training_rows
 from .eval_metrics import PreferenceWeighted
 from .eval_sampler import EvalSampler
 from .guard import Guarded
-from .overlap import COLUMN, Overlap, question_hash
-from .pair_filter import PairFilter, pair_notices
+from .overlap import COLUMN, question_hash
+from .pair_rows import PairRows
 from .prompt_formats import make_encoder
 from .run_callback import RunCallback
 from .session import Session
 from .stage_rows import preference
 from .tokenizing import BatchTokenizing
 
-_COLUMNS = ("question", "response_j", "response_k")
 _RESULTS = ("rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "pairs", "ties")
 _REFERENCE = "ref"
 """TRL's copy of an adapter that it is given."""
@@ -61,25 +58,7 @@ def run(recipe: PreferenceRecipe, session: Session) -> dict[str, Any]:
         ids = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
         return ids | {COLUMN: question_hash(row["question"])}
 
-    together = BatchTokenizing(encoder, session.run, recipe.stage)
-    report_columns(recipe, _COLUMNS, reporter)
-    reporter.activity("tokenizing")
-    with session.main_first():
-        training, held_out = (PairFilter(recipe.max_length, what) for what in ("training", "evaluation"))
-        eval_pairs = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode, together))
-        assert isinstance(eval_pairs, Dataset)
-        overlap = Overlap(eval_pairs)
-        train_pairs = overlap.watch(training(training_rows(recipe, session.run, _COLUMNS, encode, together)))
-
-    def report_rows() -> None:
-        report_skipped(reporter)
-        for notice in (*pair_notices(training, held_out), overlap.notice(recipe)):
-            if notice:
-                reporter.health(notice)
-
-    streamed = isinstance(train_pairs, IterableDataset)
-    if not streamed:
-        report_rows()
+    pairs = PairRows(recipe, session, encode, BatchTokenizing(encoder, session.run, recipe.stage))
     base = models.load_causal_lm(recipe, session.device)
     limits.check_tokens(base, tokenizer, recipe.model_name_or_path)
     limits.check_length(
@@ -95,8 +74,8 @@ def run(recipe: PreferenceRecipe, session: Session) -> dict[str, Any]:
             beta=recipe.beta,
             label_smoothing=recipe.label_smoothing,
         ),
-        train_dataset=train_pairs,
-        eval_dataset=eval_pairs.remove_columns(COLUMN),
+        train_dataset=pairs.training,
+        eval_dataset=pairs.held_out,
         processing_class=tokenizer,
         callbacks=[callback],
         data_collator=DataCollatorForPreference(pad_token_id=models.pad_id(tokenizer), max_length=recipe.max_length),
@@ -108,8 +87,7 @@ def run(recipe: PreferenceRecipe, session: Session) -> dict[str, Any]:
         hf_trainer.fit(trainer, callback, recipe, session)
         reporter.phase("evaluate")
         evaluation = hf_trainer.final_evaluation(trainer)
-    if streamed:  # counted as they came
-        report_rows()
+    pairs.report_streamed()
     hf_trainer.save(trainer, encoder, recipe, session)
     losses = hf_trainer.logged(trainer, "loss")
     return {
@@ -118,6 +96,5 @@ def run(recipe: PreferenceRecipe, session: Session) -> dict[str, Any]:
         "eval_loss": evaluation["eval_loss"],
         **{name: evaluation[f"eval_{name}"] for name in _RESULTS},
         "steps": trainer.state.global_step,
-        "dropped_too_long": training.too_long + held_out.too_long,
-        "dropped_identical": training.identical + held_out.identical,
+        **pairs.dropped,
     }

@@ -8,7 +8,6 @@ averaged over batches.
 from typing import Any
 
 import msgspec
-from datasets import Dataset, IterableDataset
 from torch import Tensor
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
@@ -18,20 +17,18 @@ from ..contract.recipe import RewardRecipe
 from . import checkpoint, hf_trainer, limits, models, right_padding
 from .audit.scoring import audit_model
 from .disk_wait import write_result
-from .encoding import Encoder, evaluation_rows, report_columns, report_skipped, training_rows
+from .encoding import Encoder
 from .eval_metrics import PairWeighted, pair_metrics, pair_scores
 from .guard import Guarded
 from .loading import one_line
-from .overlap import COLUMN, Overlap, question_hash
-from .pair_filter import PairFilter, pair_notices
+from .overlap import COLUMN, question_hash
+from .pair_rows import PairRows
 from .prompt_formats import make_encoder
 from .reward_micro_batches import TokenMicroBatches, whole_steps
 from .run_callback import RunCallback
 from .session import Session
 from .stage_rows import pair
 from .tokenizing import BatchTokenizing
-
-_COLUMNS = ("question", "response_j", "response_k")
 
 
 class GuardedRewardTrainer(Guarded, PairWeighted, TokenMicroBatches, RewardTrainer):
@@ -55,25 +52,7 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
         chosen, rejected = pair(encoder, row)
         return {"chosen_ids": chosen, "rejected_ids": rejected, COLUMN: question_hash(row["question"])}
 
-    together = BatchTokenizing(encoder, session.run, recipe.stage)
-    report_columns(recipe, _COLUMNS, reporter)
-    reporter.activity("tokenizing")
-    with session.main_first():
-        training, held_out = (PairFilter(recipe.max_length, what) for what in ("training", "evaluation"))
-        eval_pairs = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode, together))
-        assert isinstance(eval_pairs, Dataset)
-        overlap = Overlap(eval_pairs)
-        train_pairs = overlap.watch(training(training_rows(recipe, session.run, _COLUMNS, encode, together)))
-
-    def report_rows() -> None:
-        report_skipped(reporter)
-        for notice in (*pair_notices(training, held_out), overlap.notice(recipe)):
-            if notice:
-                reporter.health(notice)
-
-    streamed = isinstance(train_pairs, IterableDataset)
-    if not streamed:
-        report_rows()
+    pairs = PairRows(recipe, session, encode, BatchTokenizing(encoder, session.run, recipe.stage))
     if notice := models.padding_notice(tokenizer):
         reporter.health(notice)
     base = models.load_reward_base(recipe, models.pad_id(tokenizer), session.device)
@@ -89,8 +68,8 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
             center_rewards_coefficient=recipe.center_rewards_coefficient,
             disable_dropout=False,  # TRL's default would turn off the recipe's lora_dropout
         ),
-        train_dataset=train_pairs,
-        eval_dataset=eval_pairs.remove_columns(COLUMN),
+        train_dataset=pairs.training,
+        eval_dataset=pairs.held_out,
         processing_class=tokenizer,
         callbacks=[callback],
     )
@@ -103,16 +82,14 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
         reporter.phase("evaluate")
         scores = pair_scores(trainer, trainer.get_eval_dataloader(), callback.check_stop)
         metrics = pair_metrics(scores)
-    if streamed:  # counted as they came
-        report_rows()
+    pairs.report_streamed()
     reporter.metrics(trainer.state.global_step, {f"eval_{name}": value for name, value in metrics.items()})
     hf_trainer.save(trainer, encoder, recipe, session)
     _audit(recipe, session, encoder, trainer, scores)
     return {
         **metrics,
         "steps": trainer.state.global_step,
-        "dropped_too_long": training.too_long + held_out.too_long,
-        "dropped_identical": training.identical + held_out.identical,
+        **pairs.dropped,
     }
 
 

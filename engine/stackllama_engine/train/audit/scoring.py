@@ -14,12 +14,12 @@ from .. import models
 from ..encoding import Encoder, source_rows
 from ..overlap import question_hash
 from ..pair_filter import PairFilter
+from ..pair_rows import COLUMNS
 from ..stage_rows import pair
 from .probes import TEXTS, Row
 from .report import Pairs, audit
 from .statistics import Array
 
-_COLUMNS = ("question", "response_j", "response_k")
 TRAINING_PAIRS = 4000
 """Pairs that the rule of words is fitted on."""
 
@@ -89,7 +89,7 @@ def _pairs(recipe: RewardRecipe, encoder: Encoder, split: str, limit: int | None
     """Return the usable pairs of a split, encoded and as text."""
     usable = PairFilter(recipe.max_length, split)
     pairs, rows = Pairs([], [], []), list[Row]()
-    for row in source_rows(recipe, split, _COLUMNS, limit):
+    for row in source_rows(recipe, split, COLUMNS, limit):
         chosen, rejected = pair(encoder, row)
         if usable.keeps({"chosen_ids": chosen, "rejected_ids": rejected}):
             pairs.chosen.append(chosen)
