@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 
 from ..readers.choices import Choice
 from ..readers.protocol import Reader
-from ..readers.x_axes import Places, XAxis
+from ..readers.x_axes import AXES, Places, XAxis
 from .chart_board import Board, compiled
 from .screen import ConsoleScreen
 from .screens.pick import PickScreen
@@ -24,7 +24,7 @@ _TITLE, _PATTERN = "=", "/"
 class ChartScreen(ConsoleScreen):
     """A screen with charts; it draws them itself (`show_charts`), and everything else about them is here."""
 
-    X_AXES: ClassVar[tuple[XAxis, ...]] = ("step", "time", "tokens", "episodes")
+    X_AXES: ClassVar[tuple[XAxis, ...]] = AXES
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("m", "find", "find metric", id="charts.find", show=False, tooltip="By name or regular expression"),
     ]

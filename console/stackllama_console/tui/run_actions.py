@@ -214,12 +214,6 @@ class RunActions:
 
         self.screen.console_app.push_screen(ConfirmScreen(question, action), answered)
 
-    async def _ask_unless(
-        self, refusal: Callable[[], str], question: str, action: str, work: Callable[[], str]
-    ) -> None:
-        """Ask for confirmation, unless there is nothing to ask about."""
-        await self._unless(refusal, lambda: self._ask(question, action, work))
-
     async def _unless(self, refusal: Callable[[], str], then: Callable[[], None]) -> None:
         """Show why something is refused, or do it."""
         try:

@@ -21,7 +21,7 @@ from ...readers.comparison_rows import FactRow, chart_titles, metric_rows, recip
 from ...readers.foreign import open_foreign
 from ...readers.protocol import Reader
 from ...readers.series import Series
-from ...readers.x_axes import XAxis
+from ...readers.x_axes import OF_COMPARISON, XAxis
 from ..chart_screen import ChartScreen
 from ..widgets.chart_grid import ChartGrid, Overlay
 from ..widgets.facts_table import FactsTable
@@ -50,7 +50,7 @@ class CompareScreen(ChartScreen):
 
     HEADING = "compare"
     WIDGETS_WITH_KEYS = ("Chart", "FactsTable")
-    X_AXES = ("step", "progress", "time", "tokens", "episodes")
+    X_AXES = OF_COMPARISON
     AUTO_FOCUS = None
     DEFAULT_CSS = """
     CompareScreen {

@@ -231,15 +231,6 @@ def _together(base: SharedBase, rows: Sequence[Row]) -> list[Tensor]:
     return [torch.log_softmax(base.logits(hidden[index, span]), -1) for index, span in enumerate(spans)]
 
 
-def _padded_right(base: SharedBase, rows: Sequence[Row]) -> list[Tensor]:
-    """Compute PPO's log-probabilities of rows padded on the right without a mask, ``[T, V]`` per row."""
-    texts = [[*prompt, *response] for prompt, response in rows]
-    width = max(map(len, texts))
-    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=base.device)
-    hidden = base.hidden(ids, None, torch.arange(width, device=base.device).expand_as(ids))
-    return [torch.log_softmax(base.logits(hidden[index, : len(text)]), -1) for index, text in enumerate(texts)]
-
-
 def _inside_sampling(base: SharedBase, groups: Sequence[Sequence[Row]]) -> list[Tensor]:
     """Compute PPO's log-probabilities of each row alone, as the policy is while it is sampled."""
     with base.sampling():
