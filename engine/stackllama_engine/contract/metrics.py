@@ -19,7 +19,8 @@ MEMORY = "memory"
 """A metric whose values are in events of the kind ``memory``."""
 OTHER = None
 """The stage of another trainer's run."""
-_TRAINED = (SFT, REWARD, PREFERENCE, PPO, OTHER)
+_TRAINED_HERE = (SFT, REWARD, PREFERENCE, PPO)
+_TRAINED = (*_TRAINED_HERE, OTHER)
 
 
 class Metric(Struct, frozen=True, kw_only=True):
@@ -340,7 +341,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name=MEMORY,
-        stages=(SFT, REWARD, PREFERENCE, PPO),
+        stages=_TRAINED_HERE,
         label="memory",
         chart="memory",
         unit="bytes",
@@ -674,7 +675,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="tokens_per_second",
-        stages=(SFT, REWARD, PREFERENCE, PPO),
+        stages=_TRAINED_HERE,
         label="tokens/s",
         chart="tokens per second",
         series="all tokens",
@@ -724,7 +725,7 @@ METRICS: tuple[Metric, ...] = (
     # the GPUs, by the supervisor; one of each per GPU
     Metric(
         name="gpu/*/utilization",
-        stages=(SFT, REWARD, PREFERENCE, PPO),
+        stages=_TRAINED_HERE,
         label="GPU utilization",
         chart="GPU utilization, %",
         series="GPU",
@@ -732,7 +733,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="gpu/*/memory",
-        stages=(SFT, REWARD, PREFERENCE, PPO),
+        stages=_TRAINED_HERE,
         label="GPU memory of this run",
         chart="GPU memory of this run",
         series="GPU",
@@ -741,7 +742,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="gpu/*/memory_used",
-        stages=(SFT, REWARD, PREFERENCE, PPO),
+        stages=_TRAINED_HERE,
         label="GPU memory in use",
         chart="GPU memory in use",
         series="GPU",
@@ -750,7 +751,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="gpu/*/power",
-        stages=(SFT, REWARD, PREFERENCE, PPO),
+        stages=_TRAINED_HERE,
         label="GPU power",
         chart="GPU power, W",
         series="GPU",
@@ -758,7 +759,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="gpu/*/temperature",
-        stages=(SFT, REWARD, PREFERENCE, PPO),
+        stages=_TRAINED_HERE,
         label="GPU temperature",
         chart="GPU temperature, °C",
         series="GPU",
