@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stackllama_console.readers.run_columns import COLUMNS, arranged, last_text_within, metric_value
+from stackllama_console.readers.run_columns import COLUMNS, arranged, last_text, last_text_within, metric_value
 from stackllama_console.readers.run_filter import parse_filter
 from stackllama_console.readers.run_trend import sparkline
 from stackllama_console.readers.runs_index import Row
@@ -114,6 +114,11 @@ def test_sparkline_spans_its_values() -> None:
 )
 def test_a_number_without_room_loses_its_name_then_digits_but_is_never_cut(size: int, text: str) -> None:
     assert last_text_within(_row("small", metric=("loss", 1.159e-6)), size) == text
+
+
+def test_what_a_run_does_before_its_first_step_is_said_as_it_is() -> None:
+    assert last_text(_row("loads", at="load", loading="reading weights 34%, 25 s")) == "reading weights 34%, 25 s"
+    assert last_text(_row("evaluates", at="evaluate")) == "at evaluate"
 
 
 def test_words_without_room_are_cut_and_a_number_after_them_is_left_out() -> None:

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from tests.tui.screens_kit import isolate, make_run
 
+from stackllama_console.readers.run_columns import last_text
 from stackllama_console.readers.runs_index import RunsIndex
 from stackllama_console.readers.waiting import WaitWatch, usual_wait, waiting_text
 from stackllama_console.request_texts import pending_requests
@@ -83,7 +84,8 @@ def test_the_list_says_what_a_starting_run_does(home: Home) -> None:
     lock = run.acquire_lock()
     index = RunsIndex(home)
     assert index.poll()
-    assert index.rows[0].at.startswith("reading weights 34%, ")
+    assert index.rows[0].loading.startswith("reading weights 34%, ")
+    assert last_text(index.rows[0]).startswith("reading weights 34%, ")
     os.close(lock)
 
 

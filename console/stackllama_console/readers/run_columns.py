@@ -72,7 +72,7 @@ def last_text_within(row: Row, size: int) -> str:
 
 def _last(row: Row, metric: str) -> str:
     if not row.metric:
-        metric = f"at {row.at}" if row.at else ""
+        metric = row.loading or (f"at {row.at}" if row.at else "")
     metric = row.at if row.waits or (row.is_foreign and row.at) else metric
     if row.elsewhere:
         metric = "  ".join(filter(None, (row.elsewhere, metric)))

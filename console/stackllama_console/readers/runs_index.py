@@ -55,6 +55,8 @@ class Row(Struct, frozen=True, kw_only=True):
     """The other machine that it is on, in words."""
     at: str = ""
     """An unfinished run's phase; of a pipeline, its active child."""
+    loading: str = ""
+    """What it does before its first step, and for how long."""
     values: dict[str, float | None] = {}
     """Newest value of each metric, by its name in events; None: NaN or infinite."""
     seconds_left: float | None = None
@@ -255,8 +257,7 @@ class _Watched:
         history = self._history
         at = "" if state.phase == "finished" or not history.at else one_line(history.at)
         at = state.waiting or at
-        if waiting := self._wait.text(state, history):
-            at, metric = waiting, None
+        loading = self._wait.text(state, history)
         return Row(
             id=self.row.id,
             path=self.run.path,
@@ -268,8 +269,9 @@ class _Watched:
             created=state.created,
             started=state.started,
             ended=state.ended,
-            metric=metric,
+            metric=None if loading else metric,
             at=at.removeprefix(f"{self.row.id}-"),
+            loading=loading,
             attempt=state.attempt,
             exit_code=state.exit_code,
             saved=bool(checkpoint_names(self.run)),
