@@ -6,6 +6,7 @@ from tests.tui.screens_kit import make_run
 from textual.widgets import Input
 
 from stackllama_console.settings import load_settings
+from stackllama_console.tui.widgets.runs_table import RunsTable
 from stackllama_engine.contract.labels import Labels, read_labels
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
@@ -105,6 +106,23 @@ def test_filter_counts_what_matches_and_names_what_it_does_not_know(stocked: Hom
     run_app(stocked, script)
 
 
+def test_cursor_returns_to_its_run_after_a_filter_that_matches_none(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("tuned")
+        await shown.press("j", "j")
+        table = shown.app.screen.query_one(RunsTable)
+        under = table.current
+        assert under is not None and under.id == ROWS[2]
+        await shown.press("slash")
+        await shown.fill("nothing like it")
+        await shown.until(lambda: _ids(shown) == [] and table.current is None)
+        await shown.press("escape")
+        await shown.until(lambda: _ids(shown) == ROWS)
+        assert table.current is not None and table.current.id == under.id
+
+    run_app(stocked, script)
+
+
 def test_tags_note_and_title_are_kept_beside_the_run(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("tuned")
@@ -116,7 +134,9 @@ def test_tags_note_and_title_are_kept_beside_the_run(stocked: Home) -> None:
         await shown.fill("paper old")
         await shown.press("enter")
         await shown.notified("2 runs tagged")
-        await shown.press("escape", "g", "number_sign")
+        await shown.press("escape", "g")
+        await shown.shows("#paper #old")
+        await shown.press("number_sign")
         await shown.shows("now: paper old")
         await shown.fill("-old")
         await shown.press("enter")

@@ -70,6 +70,7 @@ class RunsTable(FastTable):
         self.left_out = 0
         self._cells: dict[str, tuple[Text, ...]] = {}
         self._made: dict[str, tuple[Row, object, dict[str, Text]]] = {}  # of rows and views that have not changed
+        self._under: str | None = None
         self._names: tuple[str, ...] = ()
         self._widths: tuple[int, ...] = ()
 
@@ -84,8 +85,12 @@ class RunsTable(FastTable):
         return self.rows_shown[self.cursor_row] if 0 <= self.cursor_row < len(self.rows_shown) else None
 
     def show(self, rows: list[Row], view: View) -> None:
-        """Show these rows; the cursor stays on its run. Only cells that differ are drawn again."""
-        under = self.current.id if self.current else None
+        """Show these rows; the cursor stays on its run, and returns to it after a filter that matched none.
+
+        Only cells that differ are drawn again.
+        """
+        if self.current:
+            self._under = self.current.id
         room = view.width
         if len(rows) >= view.height - _LINES_AROUND:  # with the header, more lines than there are
             room -= self.styles.scrollbar_size_vertical
@@ -99,8 +104,8 @@ class RunsTable(FastTable):
                 self.add_column(name, key=name, width=width)
             for row in rows:
                 self.add_row(*cells[row.id], key=row.id)
-            if under in cells:
-                self.move_cursor(row=list(cells).index(under), animate=False)
+            if self._under in cells:
+                self.move_cursor(row=list(cells).index(self._under), animate=False)
         else:
             self._update(rows, names, cells)
         self.rows_shown, self._cells = rows, cells
