@@ -17,8 +17,11 @@ HELP = re.compile(r" (app|chart|log|monitor)\.[a-z_]+ ")
 
 
 def runs_screen() -> list[str]:
-    """Return the heading of the runs screen, and the labels of its first key and of the application's last."""
-    return [RunsScreen.HEADING, _labels(RunsScreen)[0], _labels(ConsoleApp)[-1]]
+    """Return the heading of the runs screen, and the labels of a key that every home has and of the application's last.
+
+    Its first key is the demo's, which an empty home alone has.
+    """
+    return [RunsScreen.HEADING, f" {_labels(RunsScreen)[1]} ", _labels(ConsoleApp)[-1]]
 
 
 def charts(stage: Stage, count: int) -> list[str]:

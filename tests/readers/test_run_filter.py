@@ -7,8 +7,8 @@ import pytest
 
 from stackllama_console.readers.run_columns import COLUMNS, arranged, last_text, last_text_within, metric_value
 from stackllama_console.readers.run_filter import parse_filter
+from stackllama_console.readers.run_row import Row
 from stackllama_console.readers.run_trend import sparkline
-from stackllama_console.readers.runs_index import Row
 from stackllama_engine.contract.stages import Stage
 
 NOW = 1_000_000.0

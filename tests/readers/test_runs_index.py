@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from tests.readers.conftest import line
 
 from stackllama_console.readers.recipe_model import recipe_model
-from stackllama_console.readers.runs_index import Row, RunsIndex
+from stackllama_console.readers.run_row import Row
+from stackllama_console.readers.runs_index import RunsIndex
 from stackllama_engine.contract.labels import change_tags, set_title
 from stackllama_engine.contract.recipe import MergeRecipe
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe

@@ -6,7 +6,7 @@ import pytest
 
 from stackllama_console.readers.run_columns import COLUMNS
 from stackllama_console.readers.run_reader import RunReader
-from stackllama_console.readers.runs_index import Row
+from stackllama_console.readers.run_row import Row
 from stackllama_console.readers.timeline import KEPT, RunEvent, Timeline, event_lines
 from stackllama_console.tui.widgets.panels import sample_lines
 from stackllama_engine.contract.events import EventReader, EventWriter, Record

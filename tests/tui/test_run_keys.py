@@ -6,7 +6,7 @@ import pytest
 from tests.tui.screens_kit import isolate, make_run
 
 from stackllama_console.readers import samples_browser
-from stackllama_console.readers.runs_index import Row
+from stackllama_console.readers.run_row import Row
 from stackllama_console.tui.run_keys import advice_of_run, run_keys
 from stackllama_console.tui.widgets.outcome import advice
 from stackllama_console.tui.widgets.run_lines import about_lines

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stackllama_console.readers.runs_index import Row
+from stackllama_console.readers.run_row import Row
 from stackllama_console.tui.widgets.runs_table import RunsTable, View
 from stackllama_engine.contract.stages import Stage
 

@@ -12,7 +12,6 @@ import pytest
 from tests.tui.app_kit import Shown, run_app
 
 from stackllama_console.tui.screens import runs as runs_module
-from stackllama_console.tui.widgets import status
 from stackllama_engine.contract.run_dir import Home
 
 FOLDER = Path(__file__).with_name("snapshots")
@@ -25,7 +24,6 @@ _IDS = re.compile(r"terminal-\d+")
 @pytest.fixture(autouse=True)
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hold the clock, and keep the machine silent."""
-    monkeypatch.setattr(status, "now", lambda: NOW)
     monkeypatch.setattr(runs_module, "now", lambda: NOW)
     monkeypatch.setattr("stackllama_console.tui.screens.monitor.now", lambda: NOW)
     monkeypatch.setattr("stackllama_console.tui.watched.predicted_peak", lambda run: None)

@@ -15,7 +15,7 @@ from stackllama_engine.launch.leftovers import leftovers
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.repair import stage_of
 
-from ..readers.runs_index import Row
+from ..readers.run_row import Row
 from ..readers.waiting import WaitWatch
 from ..readings import Reading, read_run
 from ..remote_runs import as_facts as elsewhere_facts

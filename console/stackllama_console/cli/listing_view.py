@@ -8,7 +8,8 @@ from stackllama_engine.contract.run_dir import Home
 
 from ..readers.run_columns import COLUMNS, arranged
 from ..readers.run_filter import parse_filter
-from ..readers.runs_index import Row, RunsIndex
+from ..readers.run_row import Row
+from ..readers.runs_index import RunsIndex
 
 _BY_NAME = {name.lower(): name for name in COLUMNS}
 

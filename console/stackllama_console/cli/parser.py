@@ -4,7 +4,6 @@ Every leaf names its handler as ``module:function``; the function takes the pars
 """
 
 import argparse
-import difflib
 import importlib
 import re
 from collections.abc import Callable, Sequence
@@ -84,7 +83,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if word.startswith("-"):
             if word.partition("=")[0] in leaf.known:  # it stood before the command
                 raise UsageError(f"`{word}` goes after `{leaf.prog.removeprefix(PROGRAM).strip()}`.")
-            near = difflib.get_close_matches(word.partition("=")[0], leaf.known, n=1)
+            near = _near(word.partition("=")[0], leaf.known)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise UsageError(f"`{leaf.prog}` has no option `{word}`{hint} ({leaf.prog} --help)")
         if not hasattr(arguments, "words"):
@@ -413,13 +412,20 @@ def _add_words(parser: Parser, before: str, text: str = "recipe override") -> No
     parser.add_argument("words", nargs="*", metavar=_OVERRIDE, help=text)
 
 
+def _near(word: str, known: Sequence[str], least: float = 0.6) -> list[str]:
+    """Return the known word that is most like this one, if one is at least so much like it (0 to 1)."""
+    import difflib
+
+    return difflib.get_close_matches(word, known, n=1, cutoff=least)
+
+
 def _in_words(message: str) -> str:
     """Put argparse's message into the form that errors of a recipe have: value, colon, expectation."""
     if match := re.search(r"^argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)$", message, re.DOTALL):
         what, word, choices = match.groups()
         known = re.findall(r"[\w-]+", choices)
         swapped = [name for name in known if sorted(name) == sorted(word)]  # `sl`: the commonest typing error
-        near = swapped or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+        near = swapped or _near(word, known, 0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(known)}"
         return f"`{_option(what)} {word}`: {hint}" if what.startswith("-") else f"no {what.lower()} `{word}`: {hint}"
     if match := re.search(r"^argument (\S+): `(.*)`: (.*)$", message, re.DOTALL):

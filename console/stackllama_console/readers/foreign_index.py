@@ -12,7 +12,7 @@ from stackllama_engine.contract.user_dirs import expanded
 from ..sanitise import one_line
 from ..units import span
 from .foreign import ForeignReader
-from .runs_index import Row
+from .run_row import Row
 
 _SECONDS = 10.0  # between two looks at a directory whose files change
 _SILENT_SECONDS = 60.0  # and at one whose files do not

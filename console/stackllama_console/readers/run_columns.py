@@ -9,8 +9,8 @@ from stackllama_engine.contract.run_dir import ENDED
 
 from ..units import age, cut, duration, number
 from .recipe_model import model_label
+from .run_row import Row
 from .run_trend import sparkline
-from .runs_index import Row
 
 Value = float | str | None
 _ALIASES = {"lr": "learning_rate"}

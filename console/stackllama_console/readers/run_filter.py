@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from .recipe_model import model_label
 from .run_columns import metric_value, seconds_taken
-from .runs_index import Row
+from .run_row import Row
 
 _WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
 _FIELD = re.compile(r"(\w+):(.*)", re.S)

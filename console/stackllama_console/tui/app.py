@@ -1,6 +1,7 @@
 """The application: options, themes, keys and which screen comes first. Everything else is in screens and widgets."""
 
 import asyncio
+import importlib
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from stackllama_engine.contract.run_dir import RunDir
 
 from ..early_exit import leave_at_once
 from ..paths import copy_file, keymap_file, screenshots_dir
-from ..readers.endings import Endings
 from ..sanitise import one_line, sanitise
 from ..settings import load_settings
 from .base_app import BaseApp, Options
@@ -30,14 +30,22 @@ from .no_color import Colourless
 from .themes import DEFAULT, load_themes
 
 if TYPE_CHECKING:
+    from ..readers.endings import Ending, Endings
     from ..readers.machine import Machine
 _ENDINGS_SECONDS = 2.0
+_SCREENS = ("monitor", "help", "launch", "pick", "samples", "text", "compare", "choose", "gpus", "chat")
+"""What keys open, the most wanted first."""
 
 
 def _palette() -> type[Provider]:
     from .palette import CommandsInOrder
 
     return CommandsInOrder
+
+
+def _import_screens() -> None:
+    for name in _SCREENS:
+        importlib.import_module(f"{__package__}.screens.{name}")
 
 
 class ConsoleApp(BaseApp):
@@ -74,8 +82,10 @@ class ConsoleApp(BaseApp):
         self._frames = Frames()
         self._machine: Machine | None = None
         """Read by the view of the GPUs; kept, because it keeps NVML open."""
-        self._endings = Endings(options.home)
+        self._endings: Endings | None = None
+        """None until they are looked for: what had ended by then is old."""
         self._announcing = False
+        self._prepared = False
         self._load_themes()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -103,6 +113,12 @@ class ConsoleApp(BaseApp):
         elif self.options.target is not None:
             self.call_after_refresh(self.open_foreign, self.options.target)
         return RunsScreen(self.home)
+
+    def prepare_screens(self) -> None:
+        """Import what keys open, once the first screen shows what it has read: no key waits for it then."""
+        if not self._prepared:
+            self._prepared = True
+            self.run_worker(asyncio.to_thread(_import_screens), group="prepare")
 
     # where one can go
 
@@ -173,17 +189,23 @@ class ConsoleApp(BaseApp):
             return
         self._announcing = True
         try:
-            endings = await asyncio.to_thread(self._endings.poll)
+            endings = await asyncio.to_thread(self._poll_endings)
         finally:
             self._announcing = False
         for ending in endings if self.settings.announce else ():
             if isinstance(self._driver, GuardedDriver):
                 self._driver.announce(f"run {ending}")
 
+    def _poll_endings(self) -> "list[Ending]":
+        from ..readers.endings import Endings
+
+        self._endings = self._endings or Endings(self.home)
+        return self._endings.poll()
+
     def _switch_announcing(self) -> None:
         """Turn the announcing of ends on or off, and remember it."""
         self.settings.announce = not self.settings.announce
-        self._endings = Endings(self.home)  # what ended meanwhile is old
+        self._endings = None
         self.remember()
 
     # actions

@@ -111,6 +111,10 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
             return save_settings(copy(self.settings))
 
     @abstractmethod
+    def prepare_screens(self) -> None:
+        """Import what keys open, once the first screen shows what it has read."""
+
+    @abstractmethod
     def open_run(self, run_id: str) -> None:
         """Open the monitor of a run of this home."""
 

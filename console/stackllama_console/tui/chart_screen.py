@@ -8,12 +8,10 @@ from typing import ClassVar
 from textual import on
 from textual.binding import Binding, BindingType
 
-from ..readers.choices import Choice
 from ..readers.protocol import Reader
 from ..readers.x_axes import AXES, Places, XAxis
 from .chart_board import Board, compiled
 from .screen import ConsoleScreen
-from .screens.pick import PickScreen
 from .widgets.chart import Chart
 from .widgets.chart_look import Look, Looks
 
@@ -132,6 +130,9 @@ class ChartScreen(ConsoleScreen):
 
     def action_find(self) -> None:
         """Find a metric by name, or show only those that match a regular expression."""
+        from ..readers.choices import Choice  # the budget and all that checks a launch come with it
+        from .screens.pick import PickScreen
+
         charts = self.charts_by_title()
         if not charts:
             self.say("no metrics yet")

@@ -8,7 +8,7 @@ from stackllama_engine.contract.errors import UsageError
 from ..readers.foreign_runs import runs_in
 from ..units import span
 from .base_app import BaseApp
-from .widgets.status import now
+from .clock import now
 
 
 async def open_directory(app: BaseApp, path: Path) -> None:

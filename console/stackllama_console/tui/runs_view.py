@@ -8,7 +8,7 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.launch.ownership import check_run
 
 from ..readers.run_columns import COLUMNS, GROUPS
-from ..readers.runs_index import Row
+from ..readers.run_row import Row
 from .screen import ConsoleScreen
 from .screens.choose import ChooseScreen
 from .screens.columns import ColumnsScreen

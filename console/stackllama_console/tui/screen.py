@@ -161,4 +161,5 @@ class ConsoleScreen(Screen[Any]):
             update = await asyncio.to_thread(self.poll)
             if update is not None and self.is_attached:
                 self.render_update(update)
+            self.console_app.prepare_screens()
             await asyncio.sleep(max(self.INTERVAL / 5, started + self.INTERVAL - clock()))

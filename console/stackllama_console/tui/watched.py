@@ -6,7 +6,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -18,8 +18,6 @@ from stackllama_engine.launch.gpu_watch import watched_cards
 
 from ..eval_summary import conditions_of
 from ..gpu_lines import GpuView
-from ..readers.advice import Fix, find_fix
-from ..readers.foreign import open_foreign
 from ..readers.logs import LogReader
 from ..readers.machine import Machine, describe, is_local
 from ..readers.pipeline_reader import PipelineReader
@@ -31,6 +29,9 @@ from ..readers.waiting import WaitWatch
 from ..request_texts import pending_requests
 from ..results import pipeline_facts, result_lines, sample_lines, table
 from ..sanitise import one_line
+
+if TYPE_CHECKING:
+    from ..readers.advice import Fix
 
 _MACHINE_SECONDS = 2.0
 _SAMPLES = 3
@@ -185,6 +186,8 @@ class Watched:
             return
         self._fix_of, self.fix = key, None
         if run and state and self.shows_failure:
+            from ..readers.advice import find_fix
+
             first = self.pipeline is not None and len(self.pipeline.children) == 1
             self.fix = find_fix(run, state, self.run if first else None)
 
@@ -285,6 +288,8 @@ def watch_directory(path: Path) -> Watched:
     Raises:
         UsageError: nothing in it that can be watched.
     """
+    from ..readers.foreign import open_foreign
+
     reader = open_foreign(path)
     watched = Watched(reader, None, getattr(reader, "log_file", None))
     watched.note = "read-only: another trainer's directory"

@@ -7,7 +7,6 @@ left is listed and removed by :mod:`..launch.leftovers`.
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 from pathlib import Path
 
@@ -39,7 +38,7 @@ class _Vanished(Exception):
 
 def _create(path: Path, recipe: bytes, state: bytes) -> None:
     runs_dir = path.parent
-    hidden = runs_dir / f"{NEW}{path.name}-{secrets.token_hex(4)}"
+    hidden = runs_dir / f"{NEW}{path.name}-{os.urandom(4).hex()}"
     try:
         make_private_dir(hidden)
     except OSError as error:

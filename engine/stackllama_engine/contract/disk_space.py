@@ -5,7 +5,6 @@ cannot do that (NFS before 4.2, ZFS, macOS) nothing is reserved, and the caller 
 """
 
 import contextlib
-import ctypes
 import errno
 import os
 import shutil
@@ -115,7 +114,9 @@ def preallocate(descriptor: int, offset: int, length: int) -> bool:
     Raises:
         OSError: the disk is full.
     """
-    function = getattr(_LIBRARY, "fallocate", None)
+    import ctypes  # the console imports this module, and starts without this one
+
+    function = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     if function is None:
         return False
     while function(descriptor, _KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
@@ -173,6 +174,3 @@ class Reserve:
     def release(self) -> None:
         """Release the reserve."""
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-_LIBRARY = ctypes.CDLL(None, use_errno=True)

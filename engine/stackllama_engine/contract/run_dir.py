@@ -20,7 +20,6 @@ A held lock means alive. A free lock and an unfinished state mean lost, on the m
 import contextlib
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -470,7 +469,7 @@ def _default_home() -> Path:
 
 
 def _new_id(stage: Stage) -> str:
-    return f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
 
 
 def _holds_something(folder: Path) -> bool:

@@ -106,8 +106,7 @@ class CompareScreen(ChartScreen):
 
     def on_resize(self, event: events.Resize) -> None:
         """Arrange side by side from 120 columns."""
-        self.set_class(event.size.width >= _WIDE, "-wide")
-        self.set_class(event.size.width < _WIDE, "-narrow")
+        self.update_classes({"-wide": event.size.width >= _WIDE, "-narrow": event.size.width < _WIDE})
 
     def poll(self) -> Compared | None:
         """Read all runs' new events."""
@@ -218,7 +217,7 @@ class CompareScreen(ChartScreen):
 
     def action_view(self, view: View) -> None:
         """Bring one of the three to the front; where all are shown, give it the keys."""
-        self.remove_class("-charts", "-recipe", "-metrics").add_class(f"-{view}")
+        self.update_classes({f"-{each}": each == view for each in ("charts", "recipe", "metrics")})
         self.view = view
         self._focus_view(change=True)
         self._head()

@@ -25,12 +25,12 @@ from ...readers.draft import ADAPTER, LaunchForm, Source, read_file, read_run
 from ...readers.queue_choices import alive_choices
 from ...sanitise import one_line
 from ...settings import Settings
+from ..clock import now
 from ..screen import ConsoleScreen
 from ..widgets.budget_panel import BudgetPanel
 from ..widgets.model_list import ModelList
 from ..widgets.recipe_form import RecipeForm
 from ..widgets.scroll_lines import ScrollLines
-from ..widgets.status import now
 from ..widgets.text_lines import TextLines
 from .confirm import ConfirmScreen
 from .launch_confirm import CommandScreen
@@ -327,8 +327,7 @@ class LaunchScreen(ConsoleScreen):
 
     def _arrange(self) -> None:
         width, height = self.size
-        for name, wanted in (("-wide", width >= _WIDE), ("-low", height < _LOW), ("-tiny", height < _TINY)):
-            self.set_class(wanted, name)
+        self.update_classes({"-wide": width >= _WIDE, "-low": height < _LOW, "-tiny": height < _TINY})
 
     def _refresh(self) -> None:
         """Render everything but the form itself."""

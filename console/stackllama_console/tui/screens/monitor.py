@@ -1,9 +1,10 @@
 """The monitor: one run, live or ended, read from its files alone; of a pipeline the stage that is shown."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from operator import is_
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import events
@@ -23,8 +24,8 @@ from ...readers.series import Series
 from ...request_texts import READ_ONLY
 from ...sanitise import one_line, sanitise
 from ..chart_board import shape
+from ..clock import now
 from ..keymap import as_bindings
-from ..run_actions import RunActions
 from ..run_keys import is_mistaken, run_keys
 from ..watched import Update, Watched, watch_directory, watch_run
 from ..widgets.chart import Chart, Curve
@@ -33,10 +34,13 @@ from ..widgets.log_panel import LogPanel
 from ..widgets.outcome import OutcomePanel, advice_lines, cause_line, last_lines, outcome_lines
 from ..widgets.panels import metric_lines, pipeline_line
 from ..widgets.scroll_lines import ScrollLines
-from ..widgets.status import head_line, headline_line, memory_text, now, pending_text, silence_text
+from ..widgets.status import head_line, headline_line, memory_text, pending_text, silence_text
 from ..widgets.text_lines import TextLines
 from .monitor_panels import CHARTS, MonitorPanels
 from .text import TextScreen
+
+if TYPE_CHECKING:
+    from ..run_actions import RunActions
 
 _GPU_LINES = ((42, 12), (36, 6), (24, 4))
 """Rows of the terminal → lines that the GPUs may take."""
@@ -132,7 +136,7 @@ class MonitorScreen(MonitorPanels):
         self._opening = opening
         self._failed: str | None = None
         self._title = one_line(title)
-        self.actions = RunActions(self, home) if home else None
+        self._home = home
         if home is None:
             acting = (binding for binding in as_bindings(self.BINDINGS) if binding.action.startswith(_OF_OWN_RUNS))
             self.refusing_keys = frozenset(binding.id or "" for binding in acting)
@@ -151,6 +155,13 @@ class MonitorScreen(MonitorPanels):
     def of_directory(cls, path: Path) -> "MonitorScreen":
         """Return the monitor of another trainer's directory, read-only."""
         return cls(lambda: watch_directory(path), path.name or str(path), None)
+
+    @cached_property
+    def actions(self) -> "RunActions | None":
+        """What keys do to the run; None for another trainer's directory."""
+        from ..run_actions import RunActions  # long to import, and needed for keys alone
+
+        return RunActions(self, self._home) if self._home else None
 
     def body(self) -> ComposeResult:
         """Compose empty panels; they are filled with what a thread has read."""
@@ -293,7 +304,7 @@ class MonitorScreen(MonitorPanels):
     def _is_paused(self) -> bool:
         """Whether the run, or the stage shown of a pipeline, is paused and one can continue it."""
         watched = self._watched
-        if watched is None or watched.state is None or watched.state.has_ended or self.actions is None:
+        if watched is None or watched.state is None or watched.state.has_ended or self._home is None:
             return False
         return watched.reader.history.phase == PAUSED
 
@@ -314,11 +325,13 @@ class MonitorScreen(MonitorPanels):
         return (own - _OF_STAGE) | (shown & _OF_STAGE)
 
     def show_charts(self) -> None:
-        """Draw the charts of this page."""
+        """Find and draw the charts of this page."""
+        self.update_classes(self._classes_of_charts())
+        self._draw_charts()
+
+    def _draw_charts(self) -> None:
         reader = self.watched.reader
-        self.set_class(self.watched.shows_result, "-result")
         self.query_one("#result", TextLines).show([sanitise(line).expandtabs() for line in self.watched.result])
-        self._sets = charts_for(reader.stage, reader.series, bool(reader.memory))
         by_title = {chart_set.title: chart_set for chart_set in self._sets}
         shown = [by_title[title] for title in self.board.arrange(self.charts_by_title(), self._per_page)]
         curves = [self._curves(chosen) for chosen in shown]
@@ -335,11 +348,14 @@ class MonitorScreen(MonitorPanels):
                 chart.set_curves([])
             else:
                 chart.update()
-        self.set_class(bool(shown), "-curves")
-        grid = self.query_one("#charts", Grid)
         alone = self._only in range(CHARTS)
-        grid.set_class(alone or len(shown) <= 1, "-one")
-        grid.set_class(not alone and len(shown) > 2 and self._grid[0] == 3, "-three")
+        three = not alone and len(shown) > 2 and self._grid[0] == 3
+        self.query_one("#charts", Grid).update_classes({"-one": alone or len(shown) <= 1, "-three": three})
+
+    def _classes_of_charts(self) -> dict[str, bool]:
+        reader = self.watched.reader
+        self._sets = charts_for(reader.stage, reader.series, bool(reader.memory))
+        return {"-result": self.watched.shows_result, "-curves": bool(self._sets)}
 
     def _charts(self, count: int) -> list[Chart]:
         """Return the charts, with those of a larger page added where they are wanted for the first time."""
@@ -381,11 +397,15 @@ class MonitorScreen(MonitorPanels):
 
     def _arrange(self) -> None:
         width, height = self.size
-        self.set_class(width >= 120, "-wide")
-        self.set_class(width < 56, "-narrow")
-        self.set_class(height >= 36, "-tall")
-        self.set_class(height < 18, "-low")
-        self.set_class(height < 10, "-tiny")
+        self.update_classes(
+            {
+                "-wide": width >= 120,
+                "-narrow": width < 56,
+                "-tall": height >= 36,
+                "-low": height < 18,
+                "-tiny": height < 10,
+            }
+        )
         if self._watched is not None and self._series_of is not None:
             self.call_after_refresh(self.show_charts)
             self.call_after_refresh(self._show_side)

@@ -41,6 +41,14 @@ class MonitorPanels(ChartScreen):
     def _pages(self) -> int:
         """Pages of charts."""
 
+    @abstractmethod
+    def _classes_of_charts(self) -> dict[str, bool]:
+        """Find the charts of what is watched; return the classes of the screen that follow from them."""
+
+    @abstractmethod
+    def _draw_charts(self) -> None:
+        """Draw the charts of this page, as :meth:`_classes_of_charts` found them."""
+
     @property
     def _hides_charts(self) -> bool:
         """Whether the charts give their place to the log."""
@@ -51,14 +59,17 @@ class MonitorPanels(ChartScreen):
     def _show_panels(self) -> None:
         """Render the panels that are shown: all of them, or one alone; of a failure the cause and the log."""
         before, only, watched = self.classes, self._only, self._watched
-        self.set_class(only is not None, "-only")
-        self.set_class(only == _LOG, "-only-log")
-        self.set_class(only == _METRICS, "-only-metrics")
-        self.set_class(only is None and watched is not None and watched.shows_failure, "-failed")
+        classes = {  # at once: each change of a screen's classes restyles all that is on it
+            "-only": only is not None,
+            "-only-log": only == _LOG,
+            "-only-metrics": only == _METRICS,
+            "-failed": only is None and watched is not None and watched.shows_failure,
+        }
+        self.update_classes(classes | (self._classes_of_charts() if watched is not None else {}))
         if self.has_class("-failed") and "-failed" not in before:
             self.set_focus(None)  # the cause takes it where it is long, not a chart
         if watched is not None:
-            self.show_charts()
+            self._draw_charts()
             self._show_side()
         if self.classes != before:
             self.call_after_refresh(self._focus_panel)

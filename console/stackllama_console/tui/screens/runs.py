@@ -1,9 +1,13 @@
-"""All runs: states, steps, last metrics, pipelines as trees; the hub from which everything else is reached."""
+"""All runs: states, steps, last metrics, pipelines as trees; the hub from which everything else is reached.
+
+What the first paint does not need, reading and acting, is imported afterwards, where it is used first.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual import events, on
@@ -13,24 +17,25 @@ from textual.widgets import DataTable, Input, Static
 
 from stackllama_engine.contract.run_dir import Home
 
-from ...readers.foreign_index import ForeignIndex
-from ...readers.run_columns import arranged, default_columns, is_tree
-from ...readers.run_filter import RunFilter, parse_filter
-from ...readers.runs_index import Row, RunsIndex
+from ...readers.run_row import Row
 from ...request_texts import READ_ONLY
 from ...sanitise import one_line
-from ..run_actions import RunActions
+from ..clock import now
 from ..run_keys import is_mistaken
-from ..runs_view import RunsView
 from ..screen import ConsoleScreen
-from ..selection_actions import SELECTION_ACTIONS, SelectionActions
 from ..widgets.run_lines import about_lines, keys_of
 from ..widgets.runs_table import RunsTable, View
-from ..widgets.status import now
 from ..widgets.text_lines import TextLines
 from ..widgets.typed_ahead import TypedAhead
 from ..widgets.value_input import ValueInput
-from .confirm import AskScreen
+
+if TYPE_CHECKING:
+    from ...readers.foreign_index import ForeignIndex
+    from ...readers.run_filter import RunFilter
+    from ...readers.runs_index import RunsIndex
+    from ..run_actions import RunActions
+    from ..runs_view import RunsView
+    from ..selection_actions import SelectionActions
 
 _EMPTY = """\
 No runs here yet.
@@ -89,13 +94,9 @@ class RunsScreen(ConsoleScreen):
 
     def __init__(self, home: Home) -> None:
         super().__init__()
-        self.actions = RunActions(self, home)
-        self.selection_actions = SelectionActions(self, home, self._forget)
-        self.index = RunsIndex(home)
-        self.foreign = ForeignIndex(lambda: self.console_app.settings.foreign_runs)
-        self.view = RunsView(self, home, self._fill)
+        self._home = home
         self.filter_text = ""
-        self._filter = RunFilter()
+        self._filter: RunFilter | None = None
         self._typing = False
         self.selected: dict[str, None] = {}
         self.folded: set[str] = set()
@@ -103,6 +104,41 @@ class RunsScreen(ConsoleScreen):
         self._minute = 0
         self._machine: str | None = None
         self._machine_known = False
+
+    @cached_property
+    def index(self) -> "RunsIndex":
+        """The runs of the home."""
+        from ...readers.runs_index import RunsIndex
+
+        return RunsIndex(self._home)
+
+    @cached_property
+    def foreign(self) -> "ForeignIndex":
+        """The runs of other trainers."""
+        from ...readers.foreign_index import ForeignIndex
+
+        return ForeignIndex(lambda: self.console_app.settings.foreign_runs)
+
+    @cached_property
+    def view(self) -> "RunsView":
+        """How the list is sorted and grouped, and what a person says of runs."""
+        from ..runs_view import RunsView
+
+        return RunsView(self, self._home, self._fill)
+
+    @cached_property
+    def actions(self) -> "RunActions":
+        """What keys do to one run."""
+        from ..run_actions import RunActions
+
+        return RunActions(self, self._home)
+
+    @cached_property
+    def selection_actions(self) -> "SelectionActions":
+        """What keys do to the selected runs."""
+        from ..selection_actions import SelectionActions
+
+        return SelectionActions(self, self._home, self._forget)
 
     def body(self) -> ComposeResult:
         """Compose the table, or what to do without runs; the run under the cursor in words; the filter."""
@@ -155,6 +191,8 @@ class RunsScreen(ConsoleScreen):
     # the table
 
     def _fill(self) -> None:
+        from ...readers.run_columns import arranged, is_tree
+
         moment = now()
         everything = self._rows
         self.set_class(not everything, "-empty")
@@ -162,7 +200,7 @@ class RunsScreen(ConsoleScreen):
         for name in [name for name in self.selected if name not in there]:
             del self.selected[name]
         tree = is_tree(self.view.sort, self.view.group)
-        passing = [row for row in everything if self._filter.passes(row, moment)]
+        passing = [row for row in everything if self._filter is None or self._filter.passes(row, moment)]
         shown = passing if self.filter_text or not tree else [row for row in passing if row.pipeline not in self.folded]
         rows = arranged(shown, self.view.sort, self.view.group, moment)
         table = self.query_one(RunsTable)
@@ -218,7 +256,7 @@ class RunsScreen(ConsoleScreen):
         lines = about_lines(row, [*self.selected]) if row is not None else []
         if row is None and self.filter_text:
             lines.append(Text("no run matches the filter; esc clears it"))
-        if self._filter.error:
+        if self._filter and self._filter.error:
             lines.insert(0, Text(f"! {self._filter.error}", style="bold"))
         self.query_one("#about", TextLines).show(lines)
         self.refresh_bindings()
@@ -241,7 +279,7 @@ class RunsScreen(ConsoleScreen):
         """Return whether the footer offers a key: only where it can do something to the run under the cursor."""
         row = self.row
         keys = keys_of(row) if row else frozenset[str]()
-        selected = [each for each in self._rows if each.id in self.selected]
+        selected = [each for each in self._rows if each.id in self.selected] if self.selected else []
         of_selection = {key for each in selected for key in keys_of(each)} if selected else keys
         match binding.id:
             case "runs.open" | "runs.samples":
@@ -288,6 +326,8 @@ class RunsScreen(ConsoleScreen):
 
     def action_run(self, what: str) -> None:
         """Act on the run under the cursor; stop, save, resume and delete act on the selection where there is one."""
+        from ..selection_actions import SELECTION_ACTIONS
+
         if what in SELECTION_ACTIONS and self.selected and [*self.selected] != [self.row_id]:
             self.selection_actions.act(what, [*self.selected])
         elif self.row is None:
@@ -337,6 +377,8 @@ class RunsScreen(ConsoleScreen):
 
     def action_fold(self) -> None:
         """Fold or unfold a pipeline's stages."""
+        from ...readers.run_columns import is_tree
+
         pipeline = self.row.pipeline or self.row.id if self.row else None
         if not is_tree(self.view.sort, self.view.group):
             self.say("stages fold where runs are grouped by pipeline (b) and not sorted (S)")
@@ -350,6 +392,8 @@ class RunsScreen(ConsoleScreen):
 
     def action_columns(self) -> None:
         """Choose the columns."""
+        from ...readers.run_columns import default_columns
+
         self.view.choose_columns(default_columns(self.size.width))
 
     def action_group(self) -> None:
@@ -380,6 +424,8 @@ class RunsScreen(ConsoleScreen):
 
     def action_attach(self) -> None:
         """Open a directory of another trainer."""
+        from .confirm import AskScreen
+
         question = "Directory with trainer_state.json, trainer_log.jsonl or TensorBoard events (opened read-only):"
 
         def answered(path: str | None) -> None:
@@ -397,6 +443,8 @@ class RunsScreen(ConsoleScreen):
 
     @on(Input.Changed, "#filter")
     def _filter_typed(self, event: Input.Changed) -> None:
+        from ...readers.run_filter import parse_filter
+
         self.filter_text = one_line(event.value)
         self._filter = parse_filter(self.filter_text)
         self._fill()

@@ -97,8 +97,7 @@ class SamplesScreen(ConsoleScreen):
 
     def on_resize(self, event: events.Resize) -> None:
         """Put the text beside the list from 120 columns, below it else."""
-        self.set_class(event.size.width >= _WIDE, "-wide")
-        self.set_class(event.size.height < 12, "-low")
+        self.update_classes({"-wide": event.size.width >= _WIDE, "-low": event.size.height < 12})
 
     # reading, in threads
 
@@ -140,9 +139,8 @@ class SamplesScreen(ConsoleScreen):
             self._selected = -1
         rows = self.query_one(RowList)
         cursor, keep = self._cursor(before)
-        self.set_class(listing.wanted.mode == "pairs", "-pairs")
-        self.set_class(not len(listing), "-none")
-        self.set_class(bool(listing.note), "-note")
+        pairs = listing.wanted.mode == "pairs"
+        self.update_classes({"-pairs": pairs, "-none": not len(listing), "-note": bool(listing.note)})
         self.query_one("#note", Static).update(Text(listing.note))
         rows.show_rows(len(listing), cursor, partial(sample_rows.heading, listing), keep=keep)
         self._head()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -12,11 +13,13 @@ from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
 
 from ...pipelines import newest
-from ...readers.advice import Fix
 from ...sanitise import log_line, one_line
 from ..run_keys import is_mistaken, resume_in_words
 from ..state_style import rich_colour
 from .scroll_lines import ScrollLines
+
+if TYPE_CHECKING:
+    from ...readers.advice import Fix
 
 _LAST_LINES = 6
 _LABEL = 7  # cells before what a line says
@@ -64,7 +67,7 @@ def cause_line(state: State, variables: Mapping[str, str]) -> Text:
     return cause
 
 
-def advice_lines(run: RunDir, state: State, fix: Fix | None = None) -> list[Text]:
+def advice_lines(run: RunDir, state: State, fix: "Fix | None" = None) -> list[Text]:
     """Return what to press next, then how it ended."""
     lines: list[Text] = []
     if fix is not None:
@@ -80,7 +83,7 @@ def advice_lines(run: RunDir, state: State, fix: Fix | None = None) -> list[Text
 
 
 def outcome_lines(
-    run: RunDir | None, state: State | None, variables: Mapping[str, str], fix: Fix | None = None
+    run: RunDir | None, state: State | None, variables: Mapping[str, str], fix: "Fix | None" = None
 ) -> list[Text]:
     """Return how a run that did not finish well ended: cause, what to press next, code or signal."""
     if run is None or state is None or not state.has_ended or state.phase == "finished":

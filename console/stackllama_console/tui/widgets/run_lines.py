@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from ...readers.recipe_model import model_label
-from ...readers.runs_index import Row
+from ...readers.run_row import Row
 from ...sanitise import one_line
 from ..run_keys import advice_of_run, run_keys
 

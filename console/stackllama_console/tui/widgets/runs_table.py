@@ -9,7 +9,7 @@ from textual import events
 from textual.binding import Binding, BindingType
 
 from ...readers.run_columns import COLUMNS, default_columns, group_name, last_text_within
-from ...readers.runs_index import Row
+from ...readers.run_row import Row
 from ...sanitise import one_line
 from ..state_style import state_text
 from .cells import cut_middle

@@ -1,6 +1,5 @@
 """The lines at the top of the monitor: state, progress, time left, current metrics, the machine."""
 
-import time
 from collections.abc import Mapping, Sequence
 
 from rich.text import Text
@@ -107,8 +106,3 @@ def silence_text(reader: Reader, now: float) -> str:
     if reader.phase not in ("running", "stalled", "stopping") or not updated or now - updated < _SILENT_SECONDS:
         return ""
     return f"no update for {int((now - updated) // 60)} min"
-
-
-def now() -> float:
-    """Return Unix seconds; one place, so that tests and screenshots can hold it still."""
-    return time.time()
