@@ -53,12 +53,20 @@ WANTED = {
     ("ours, detached head", "trl-0.11.4"): (1.7, 0.8),
     ("ours, detached head", "trl-1.12.0"): (2.2, 0.45),
     ("ours, detached head", "ours"): (None, None),
-    ("ours, bf16 autocast", "trl-0.11.4"): (2.5, None),
     ("ours, bf16 autocast", "trl-1.12.0"): (3.2, None),
+    ("ours, detached head, bf16", "trl-0.11.4"): (3.7, None),
+    ("ours, detached head, bf16", "trl-1.12.0"): (5.1, None),
 }
 """At least so many times the samples per second, at most so much of the memory. TRL 0.11.4 has no critic of its own
 either: against it speed is held with the head on the policy's states, which costs no pass of its own."""
-SIDES = ["ours", "ours, detached head", "ours, bf16 autocast", *ENVIRONMENTS]
+OURS = {
+    "ours": (),
+    "ours, detached head": ("value_adapter=false",),
+    "ours, bf16 autocast": ("bf16=true", "dtype=bfloat16"),
+    "ours, detached head, bf16": ("value_adapter=false", "bf16=true", "dtype=bfloat16"),
+}
+"""Our sides, and what each changes of the recipe."""
+SIDES = [*OURS, *ENVIRONMENTS]
 _MATMUL = """
 import json, time, torch
 torch.set_num_threads({threads})
@@ -125,17 +133,11 @@ def build(path: Path, packages: list[str]) -> None:
 def command(side: str, options: argparse.Namespace, folder: Path) -> list[Any]:
     """Return the command of one side."""
     arguments = [folder, options.batches]
-    match side:
-        case "ours":
-            words = [sys.executable, HERE / "ppo_ours.py", *arguments]
-        case "ours, detached head":
-            words = [sys.executable, HERE / "ppo_ours.py", *arguments, "value_adapter=false"]
-        case "ours, bf16 autocast":
-            words = [sys.executable, HERE / "ppo_ours.py", *arguments, "bf16=true", "dtype=bfloat16"]
-        case "trl-0.11.4":
-            words = [options.environments / side / "bin" / "python", HERE / "ppo_trl_0_11.py", *arguments]
-        case _:
-            words = [options.environments / side / "bin" / "python", HERE / "ppo_trl_1_12.py", *arguments]
+    if side in OURS:
+        words = [sys.executable, HERE / "ppo_ours.py", *arguments, *OURS[side]]
+    else:
+        program = "ppo_trl_0_11.py" if side == "trl-0.11.4" else "ppo_trl_1_12.py"
+        words = [options.environments / side / "bin" / "python", HERE / program, *arguments]
     return [*words, *_tiny(options)]
 
 
