@@ -16,7 +16,7 @@ from stackllama_console.readers.runs_index import RunsIndex
 from stackllama_engine.contract.labels import change_tags, set_title
 from stackllama_engine.contract.recipe import MergeRecipe
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
-from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.contract.run_dir import ForkedFrom, Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
 T0 = 1_700_000_000.0
@@ -93,6 +93,16 @@ def test_children_are_beneath_their_pipeline_in_order(home: Home, make_run: Make
         ("p-ppo", 1, "p"),
         ("older", 0, None),
     ]
+
+
+def test_forks_are_beneath_the_run_that_they_went_on_from(home: Home, make_run: Make) -> None:
+    for number, (name, source) in enumerate({"a": "", "b": "a", "c": "b", "d": "gone", "e": "f", "f": "e"}.items()):
+        run = make_run(name=name, created=T0 + number)
+        origin = ForkedFrom(run=source, step=4) if source else None
+        launch = Launch(argv=[], cwd="/", host="here", created=T0, forked_from=origin)
+        run.write_launch(launch)
+    rows = [(row.id, row.depth, row.pipeline) for row in polled(home).rows]
+    assert rows == [("d", 0, None), ("a", 0, None), ("b", 1, "a"), ("c", 1, "a"), ("f", 0, None), ("e", 1, "f")]
 
 
 def test_pipeline_row_names_its_active_child(home: Home, make_run: Make, add: Add) -> None:

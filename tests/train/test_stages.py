@@ -22,6 +22,7 @@ from stackllama_engine.contract.metrics import metrics_of
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.fork import launch_fork, plan_fork
 from stackllama_engine.launch.launcher import launch, plan, resume
 from stackllama_engine.train import checkpoint
 
@@ -103,6 +104,14 @@ def test_every_reported_metric_is_described(stage: str, request: pytest.FixtureR
     reported = {name for event in events(run) if event.kind == "metrics" for name in event.metrics}
     unknown = sorted(reported - described)
     assert reported and not unknown
+
+
+def test_a_fork_without_changes_ends_as_the_run_it_came_from(shared_home: Home, sft_run: RunDir) -> None:
+    fork = launch_fork(plan_fork(shared_home, sft_run, 3, ["save_steps=2"], "fork"))
+    assert wait_for(fork, lambda state: state.has_ended).phase == "finished"
+    before, after = ([row["loss"] for row in metrics(run) if "loss" in row] for run in (sft_run, fork))
+    assert len(after) == 3 and after == before[3:]
+    assert all(torch.equal(tensor, weights(sft_run)[name]) for name, tensor in weights(fork).items())
 
 
 @pytest.mark.parametrize("more", ["packing=false", "packing_strategy=wrapped"])

@@ -130,6 +130,10 @@ _FOLLOW_HELP = "follow the run and exit with its exit code; Ctrl-C detaches with
 _CANARY_HELP = "PPO: dry-run one worst-case step and checkpoint before training (default: on a GPU)"
 _AFTER_HELP = "start when this run has ended, however, and the GPUs have room by the budget's estimate"
 _HOST_GONE_HELP = "confirm that this machine, which the run is on, is gone for good; its processes cannot be checked"
+_FORK_EPILOG = (
+    "The fork goes on from a copy of the checkpoint: optimizer, data order and random numbers as they were. "
+    "learning_rate and kl_coef count from its second step on; keys that weights depend on cannot change."
+)
 _FILTER_HELP = "list only runs that match, e.g. 'state:failed stage:ppo reward>1 -tag:old' (--filter=-tag:old)"
 _COLUMNS_HELP = (
     "columns: run, stage, model, state, step, age, duration, eta, reward, kl, loss, lr, trend, tags, note, last"
@@ -274,6 +278,7 @@ def _add_runs(commands: _Commands) -> None:
         action="store_true",
         help="execute the code of reward_funcs even if it changed since launch",
     )
+    _add_fork(runs)
     for parser in (show, logs, watch):
         parser.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
     text = "Verify every checkpoint by reading it back; exit with 1 if one is damaged or there is none."
@@ -299,6 +304,18 @@ def _add_runs(commands: _Commands) -> None:
             asked.add_argument("change", metavar="KEY=VALUE", help="learning_rate=1e-5; for ppo also kl_coef=0.1")
     for parser in (watch, resume):
         parser.add_argument("--plain", action="store_true", help=_PLAIN_HELP)
+
+
+def _add_fork(runs: _Commands) -> None:
+    text = "Start a new run from a checkpoint of another one, with changed keys."
+    fork = _leaf(runs, "fork", text, "fork:fork", json=True, epilog=_FORK_EPILOG)
+    fork.add_argument("run", metavar="RUN", help="run id; it may be running")
+    _add_words(fork, "RUN ")
+    fork.add_argument("--at", type=_count, metavar="STEP", help="step of the checkpoint (default: the newest)")
+    fork.add_argument("--name", metavar="RUN", help="run id of the fork (default: the run's, and the step)")
+    fork.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
+    fork.add_argument("--plain", action="store_true", help=_PLAIN_HELP)
+    fork.add_argument("--on-end", metavar="COMMAND", help=_ON_END_HELP)
 
 
 def _add_labels(runs: _Commands) -> None:

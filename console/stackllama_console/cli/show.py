@@ -141,8 +141,12 @@ def _origin(run: RunDir) -> list[tuple[str, str]]:
     fields: list[tuple[str, str]] = []
     if (job := _slurm_job(run)) is not None:
         fields.append(("Slurm job", one_line(job) or "requested"))
-    if (launch := read_launch(run)[0]) and launch.parents:
-        fields.append(("made from", ", ".join(map(one_line, launch.parents))))
+    launch = read_launch(run)[0]
+    origin = launch.forked_from if launch else None
+    if origin:
+        fields.append(("forked from", f"step {origin.step:,} of {one_line(origin.run)}"))
+    if parents := [parent for parent in (launch.parents if launch else ()) if origin is None or parent != origin.run]:
+        fields.append(("made from", ", ".join(map(one_line, parents))))
     return fields + _prompt_format(run)
 
 

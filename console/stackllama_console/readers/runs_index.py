@@ -32,7 +32,8 @@ class RunsIndex:
     """Follower of a home.
 
     Attributes:
-        rows: newest run first, the children of a pipeline beneath it in their order; replaced by `poll`.
+        rows: newest run first, the children of a pipeline beneath it in their order, forks beneath the run that they
+            went on from; replaced by `poll`.
         error: why the home cannot be read.
     """
 
@@ -75,21 +76,30 @@ class RunsIndex:
     def _tree(self) -> list[Row]:
         watches = {name: watched for name, watched in self._watched.items() if not watched.gone}
         pipelines = {name for name, watched in watches.items() if watched.row.stage is Stage.PIPELINE}
-        beneath: dict[str, list[tuple[int, Row]]] = {name: [] for name in pipelines}
+        beneath: dict[str, list[tuple[float, Row]]] = {name: [] for name in watches}
         top: list[Row] = []
         for name, watched in watches.items():
             place = next(filter(None, (_place(name, parent, pipelines) for parent in watched.parents)), None)
-            if place is None:
+            if place is not None:
+                number, parent = place
+                beneath[parent].append((number, watched.row))
+            elif watched.origin in watches:
+                beneath[watched.origin].append((watched.row.created, watched.row))
+            else:
                 top.append(watched.row)
-                continue
-            number, parent = place
-            beneath[parent].append((number, structs.replace(watched.row, depth=1, pipeline=parent)))
-        top.sort(key=lambda row: (-row.created, row.id))
-        rows: list[Row] = []
-        for row in top:
-            rows.append(row)
-            rows += [child for _, child in sorted(beneath.get(row.id, []), key=lambda pair: pair[0])]
-        return rows
+        rows: dict[str, Row] = {}
+
+        def add(row: Row, root: str | None) -> None:
+            """Add a row and what is beneath it."""
+            if row.id not in rows:
+                rows[row.id] = structs.replace(row, depth=1, pipeline=root) if root else row
+                for _, child in sorted(beneath[row.id], key=lambda pair: pair[0]):
+                    add(child, root or row.id)
+
+        # last what no other way leads to: names that were used again can make two runs each other's fork
+        for row in [*sorted(top, key=_by_age), *sorted((watched.row for watched in watches.values()), key=_by_age)]:
+            add(row, None)
+        return list(rows.values())
 
 
 class _Watched:
@@ -99,6 +109,8 @@ class _Watched:
         self.run = run
         self.row = Row(id=one_line(run.id), path=run.path)
         self.parents: list[str] = []
+        self.origin = ""
+        """The run that a fork went on from."""
         self.gone = False
         self._state = StateWatch(run, clock)
         self._history = History()
@@ -125,14 +137,14 @@ class _Watched:
         changed |= self._read_labels()
         if not changed and state.has_ended and self.row.error is None and self.row.phase == state.phase:
             return self.gone
-        before = self.parents
+        before = self.parents, self.origin
         self._error = None
         try:
             metric = self._read(state)
         except OSError as error:
             metric, self._error = self.row.metric, one_line(str(error))
         row = self._row(state, metric, self._without_folder(self._state.error or self._error))
-        return self._set(row) or before != self.parents or self.gone
+        return self._set(row) or before != (self.parents, self.origin) or self.gone
 
     def _read(self, state: State) -> tuple[str, float | None] | None:
         """Read its files besides the state; return the metric of its row.
@@ -143,7 +155,8 @@ class _Watched:
         """
         if self._launch.changed():
             self.parents = known_parents(self.run)
-            self._launch_error = read_launch(self.run)[1]
+            launch, self._launch_error = read_launch(self.run)
+            self.origin = launch.forked_from.run if launch and launch.forked_from else ""
         if self._recipe.changed():
             self._model = "" if self._recipe.missing else _short(recipe_model(self.run.recipe_file))
         if self._events is None or self._attempt != state.attempt:
@@ -228,6 +241,10 @@ def _short(model: str) -> str:
     """Return the id of the run that made a model, wherever its home was then; other models unchanged."""
     match = _MADE_BY.search(model)
     return match[1] if match else one_line(model)
+
+
+def _by_age(row: Row) -> tuple[float, str]:
+    return -row.created, row.id
 
 
 def _place(name: str, parent: str, pipelines: set[str]) -> tuple[int, str] | None:

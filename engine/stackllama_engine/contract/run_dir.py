@@ -91,6 +91,13 @@ class FunctionFile(Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+class ForkedFrom(Struct, frozen=True, kw_only=True):
+    """The checkpoint that a run went on from: of another run."""
+
+    run: str
+    step: Annotated[int, Meta(ge=0)]
+
+
 class Launch(Struct, frozen=True, kw_only=True):
     """``launch.json``: how the newest attempt was started."""
 
@@ -107,6 +114,8 @@ class Launch(Struct, frozen=True, kw_only=True):
     """Variables that the launcher added to the environment; never a secret."""
     secrets: list[str] = []
     """Names of the secrets that were present, never their values."""
+    forked_from: ForkedFrom | None = None
+    """None: the run began at its first step."""
     after: str | None = None
     """The run whose end this attempt waits for before it starts; None: it starts at once."""
     reward_funcs: list[FunctionFile] | msgspec.UnsetType = msgspec.UNSET

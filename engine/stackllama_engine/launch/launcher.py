@@ -11,12 +11,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from ..contract import requests
 from ..contract.atomic_files import make_private_dir, open_private, write_whole
 from ..contract.checkpoints import sealed
 from ..contract.child_environment import inherited_environment, source_path
@@ -27,9 +28,9 @@ from ..contract.host import this_host
 from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe
 from ..contract.recipe_io import dump_recipe
 from ..contract.redact import redactor, secret_names
-from ..contract.requests import forget_all
+from ..contract.requests import Change, forget_all
 from ..contract.resuming import check_resume
-from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, State, check_free, check_run_id
+from ..contract.run_dir import ForkedFrom, FunctionFile, Home, Launch, RunDir, State, check_free, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command
 from .auto_batch import batch_notices, refuse_open_batch, resolve_batch
@@ -171,8 +172,20 @@ def prepare(home: Home, recipe: AnyRecipe, name: str | None) -> tuple[AnyRecipe,
     return recipe, parents
 
 
-def launch(planned: Plan) -> RunDir:
+def launch(
+    planned: Plan,
+    *,
+    fill: Callable[[RunDir], None] = lambda _: None,
+    forked_from: ForkedFrom | None = None,
+    settings: Sequence[Change] = (),
+) -> RunDir:
     """Create the planned run and start it; of two launches of one name exactly one succeeds.
+
+    Args:
+        planned: as :func:`plan` settled it.
+        fill: put into the new run's directory what it starts from.
+        forked_from: where that comes from.
+        settings: values to set at its first step boundary.
 
     Raises:
         UsageError, RefusedError: as :func:`plan`, before anything was created; what was planned no longer holds; or
@@ -183,10 +196,20 @@ def launch(planned: Plan) -> RunDir:
     with uninterrupted():
         run = planned.home.create(planned.stage, planned.recipe_yaml, planned.name)
         with gone_unless_written(run):
+            fill(run)
             lock = run.acquire_lock()
             try:
                 command = planned.command.in_directory(planned.run_dir, run.path)
-                start_supervisor(run, lock, command, list(planned.parents), planned.functions, after=planned.after)
+                start_supervisor(
+                    run,
+                    lock,
+                    command,
+                    list(planned.parents),
+                    planned.functions,
+                    after=planned.after,
+                    forked_from=forked_from,
+                    settings=settings,
+                )
             finally:
                 run.release_lock(lock)
     return run
@@ -295,6 +318,11 @@ def _decided(run: RunDir, recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
     return decided
 
 
+def _origin(run: RunDir) -> ForkedFrom | None:
+    """Return where a fork comes from; None for a run that is none."""
+    return run.read_launch().forked_from if (run.path / "launch.json").is_file() else None
+
+
 def _still_after(run: RunDir) -> str | None:
     """Return the run that a run still waits for: one that has had a worker has had its turn."""
     if not (run.path / "launch.json").is_file() or any((folder / "log.txt").exists() for folder in run.attempt_dirs()):
@@ -335,7 +363,9 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
         functions = check_functions(run, recipe, accepted=function_changed)
         command = _command(recipe, run.path, gpus, canary)
         with uninterrupted():
-            start_supervisor(run, lock, command, parents_of(run), functions, after=_still_after(run))
+            start_supervisor(
+                run, lock, command, parents_of(run), functions, after=_still_after(run), forked_from=_origin(run)
+            )
     except OSError as error:
         raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
     finally:
@@ -350,6 +380,8 @@ def start_supervisor(
     functions: Sequence[FunctionFile] = (),
     *,
     after: str | None = None,
+    forked_from: ForkedFrom | None = None,
+    settings: Sequence[Change] = (),
 ) -> None:
     """Begin the next attempt with the lock held: its folder, ``launch.json``, state, and a detached supervisor.
 
@@ -361,7 +393,9 @@ def start_supervisor(
     folder = run.attempt_dir(attempt)
     make_private_dir(folder)
     try:
-        state = _prepare_attempt(run, attempt, command, parents, functions, after)
+        state = _prepare_attempt(run, attempt, command, parents, functions, after, forked_from)
+        for change in settings:
+            requests.write(run, "set", change)
     except OSError:  # whoever tries again and again on a full disk would leave a folder each time
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -381,6 +415,7 @@ def _prepare_attempt(
     parents: list[str],
     functions: Sequence[FunctionFile],
     after: str | None,
+    forked_from: ForkedFrom | None,
 ) -> State:
     """Write what is on disk before the supervisor starts; returns the state, which is written last."""
     forget_all(run)
@@ -401,6 +436,7 @@ def _prepare_attempt(
             recipe_sha256=keep_recipe(run, attempt),
             reward_funcs=[*functions],
             after=after,
+            forked_from=forked_from,
         )
     )
     state = msgspec.structs.replace(

@@ -69,7 +69,7 @@ class RunsScreen(ConsoleScreen):
         Binding("space", "select", "select", id="runs.select"),
         Binding("c", "compare", "compare", id="runs.compare"),
         Binding("D", "run('delete')", "delete", id="runs.delete", show=False),
-        Binding("z", "fold", "fold / unfold pipeline", id="runs.fold", show=False),
+        Binding("z", "fold", "fold / unfold stages and forks", id="runs.fold", show=False),
         Binding("o", "attach", "open another trainer's run", id="runs.attach", show=False),
         Binding("u", "gpus", "show GPUs", id="runs.gpus", show=False),
         Binding("slash", "filter", "filter", id="runs.filter", key_display="/"),
