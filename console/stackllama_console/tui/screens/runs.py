@@ -42,6 +42,8 @@ No runs here yet.
 
 _OF_DAMAGED = {"delete": "delete", "resume": "repair"}
 """Actions on a run whose state cannot be read: the key's → the one carried out."""
+_ON_RUNS = SELECTION_ACTIONS | {"open", "clone", "samples", "chat", "select", "tag", "note", "rename", "fold"}
+"""Names of the keys that act on runs."""
 _ALIVE = frozenset({"queued", "starting", "running", "stalled", "stopping"})
 _NVML_SECONDS = 2.0  # to wait for NVML before the heading says that it does not answer
 _AGE_SECONDS = 60  # ages are brought up to date this often, and with every change
@@ -238,26 +240,37 @@ class RunsScreen(ConsoleScreen):
         self.set_class(self.size.height < 12, "-low")
 
     def shows_key(self, binding: Binding) -> bool:
-        """Return whether the footer offers a key: only where it can do something to the run under the cursor."""
+        """Return whether the footer offers a key that works: only where it is likely what one wants."""
         row = self.row
-        keys = keys_of(row) if row else frozenset[str]()
-        selected = [each for each in self._rows if each.id in self.selected]
-        of_selection = {key for each in selected for key in keys_of(each)} if selected else keys
         match binding.id:
-            case "runs.open" | "runs.samples":
-                return binding.id.removeprefix("runs.") in keys
-            case "runs.resume" if row and not selected and is_mistaken(row.phase, row.exit_code):
-                return False
-            case "runs.stop" | "runs.resume":
-                return binding.id.removeprefix("runs.") in of_selection
+            case "runs.resume" if row and not self.selected:  # the line about the run says what the key does there
+                return row.phase != "damaged" and not is_mistaken(row.phase, row.exit_code)
             case "runs.demo":
                 return self._is_empty
-            case "runs.select":
-                return row is not None
             case "runs.compare":
                 return len(self.selected) > 1
             case _:
                 return True
+
+    @property
+    def refusing_keys(self) -> frozenset[str]:
+        """Ids of the keys that can do nothing to the run under the cursor, or to any of the selection."""
+        row = self.row
+        own = keys_of(row) if row else frozenset[str]()
+        selected = [each for each in self._rows if each.id in self.selected] if self.selected else []
+        several = {key for each in selected for key in keys_of(each)} if selected else own
+        working = (own - SELECTION_ACTIONS) | (several & SELECTION_ACTIONS)
+        if "repair" in several:
+            working |= {"resume"}
+        if row is not None:
+            working |= {"select"} if row.is_foreign else {"select", "note", "rename"}
+        if any(not each.is_foreign for each in selected or ([row] if row else [])):
+            working |= {"tag"}
+        if row is not None and row.pipeline:
+            working |= {"fold"}
+        if not is_tree(self.view.sort, self.view.group):
+            working -= {"fold"}
+        return frozenset(f"runs.{name}" for name in _ON_RUNS - working)
 
     # keys
 
