@@ -50,6 +50,8 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
 
     options: Options
     settings: Settings
+    launched: str | None = None
+    """The run that was launched last, until the list of runs has put its cursor on it."""
     _unsaved = False
     _saving = False
 

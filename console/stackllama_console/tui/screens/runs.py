@@ -181,7 +181,10 @@ class RunsScreen(ConsoleScreen):
             selected=self.selected,
             folded=self.folded,
         )
-        table.show(rows, view)
+        launched = self.console_app.launched
+        if launched in there:
+            self.console_app.launched = None
+        table.show(rows, view, launched if launched in there else None)
         self._show_about()
         alive = sum(row.phase in _ALIVE for row in self.index.rows)
         parts = [str(len(self.index.rows)), f"{alive} alive" if alive else ""]
