@@ -200,6 +200,18 @@ def test_the_same_notice_again_is_one_notice_and_escape_dismisses_it(stocked: Ho
     run_app(stocked, script)
 
 
+def test_at_most_three_notices_are_shown_the_newest(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        for number in range(5):
+            shown.app.notify(f"notice {number}", markup=False)
+        await shown.until(lambda: shown.said == ["notice 2", "notice 3", "notice 4"])
+        shown.app.notify("notice 2", markup=False)
+        await shown.until(lambda: shown.said == ["notice 3", "notice 4", "notice 2"])
+
+    run_app(stocked, script)
+
+
 def test_the_palette_turns_the_announcing_of_ends_off_and_on_again(stocked: Home, tmp_path: Path) -> None:
     async def script(shown: Shown) -> None:
         await _go(shown, "runs")
