@@ -1,6 +1,7 @@
 """Numbers as a person reads them: metrics, durations, bytes. One place for the command line and the screens."""
 
 import math
+import re
 
 from stackllama_engine.contract.metrics import Unit
 
@@ -11,12 +12,23 @@ _RATE_DIGITS = 3
 _NOTHING = 1e-6
 """Below this share of what it stands beside, a value is rounding noise."""
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_PARTS = re.compile(
+    r"(?<=[\dkMG]) (?=(?:%|°C|[kKMGT]?i?B|[smhd]|W|MHz|steps?/s|s/step|tokens/s)(?!\w))|(?<=\d [mhd]) (?=\d\d [smh]\b)"
+)
+"""Spaces between a number and its unit, and between the two parts of a duration."""
+NO_BREAK = "\ufdd0"
+"""Stands for a space at which no line is broken; of one column, and no character of any text."""
 _WORDS: dict[str, str] = {"number": "", "bytes": "", "seconds": " s"}
 
 
 def cut(text: str, size: int) -> str:
     """Cut a text to at most ``size`` columns, with an ellipsis where it was cut."""
     return text if len(text) <= size else text[: max(0, size - 1)] + "…" * (size > 0)
+
+
+def unbroken(text: str) -> str:
+    """Return a text of the same length in which no line is broken within a quantity: ``1.2 GiB``, ``3 m 05 s``."""
+    return _PARTS.sub(NO_BREAK, text)
 
 
 def number(value: float | None, unit: Unit = "number", *, beside: float = 0.0, digits: int = _DIGITS) -> str:
