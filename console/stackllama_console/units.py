@@ -1,4 +1,8 @@
-"""Numbers as a person reads them: metrics, durations, bytes. One place for the command line and the screens."""
+"""Numbers as a person reads them: metrics, durations, bytes. One place for the command line and the screens.
+
+Times have one form per purpose: `duration` for what was measured or is left (``3 m 05 s``), `span` for how long ago in
+a sentence (``3 days``), `compact` and, in one unit, `age` for tables and axes (``3m05s``, ``3m``).
+"""
 
 import math
 import re
@@ -134,6 +138,22 @@ def span(seconds: float) -> str:
         if (count := int(seconds // length)) > 0:
             return f"{count:,} {unit}{'s' * (count > 1)}"
     return f"{max(1, int(seconds // 60))} minute{'s' * (seconds >= 120)}"
+
+
+def compact(seconds: float) -> str:
+    """Format seconds as ``45s``, ``10m``, ``1h30m`` or ``2d3h``: at most two units, the second where it is not 0."""
+    minutes, second = divmod(int(abs(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        text = f"{days}d{hour}h" if hour else f"{days}d"
+    elif hours:
+        text = f"{hours}h{minute:02d}m" if minute else f"{hours}h"
+    elif minutes:
+        text = f"{minutes}m{second:02d}s" if second else f"{minutes}m"
+    else:
+        text = f"{second}s" if second else "0"
+    return f"-{text}" if seconds < 0 and text != "0" else text
 
 
 def age(seconds: float) -> str:
