@@ -7,7 +7,7 @@ from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.launch.run_location import Elsewhere, elsewhere
 
 from .sanitise import one_line
-from .units import age
+from .units import span
 
 
 def elsewhere_text(run: RunDir, state: State) -> str:
@@ -16,11 +16,11 @@ def elsewhere_text(run: RunDir, state: State) -> str:
 
 
 def in_words(there: Elsewhere | None) -> str:
-    """Return ``on gpu17, last sign 5m ago`` in whole minutes; no age where the clocks disagree."""
+    """Return ``on gpu17, last sign 5 minutes ago``; no age where the clocks disagree."""
     if there is None:
         return ""
     seconds = there.age(time.time())
-    sign = f"last sign {age(seconds)} ago" if seconds is not None and seconds >= 60 else "last sign just now"
+    sign = f"last sign {span(seconds)} ago" if seconds is not None and seconds >= 60 else "last sign just now"
     return f"on {one_line(there.host)}, {sign if there.last_sign is not None else 'no sign of it yet'}"
 
 

@@ -1,6 +1,11 @@
-"""Numbers as a person reads them: metrics, durations, bytes. One place for the command line and the screens."""
+"""Numbers as a person reads them: metrics, durations, bytes. One place for the command line and the screens.
+
+Times have one form per purpose: `duration` for what was measured or is left (``3 m 05 s``), `span` for how long ago in
+a sentence (``3 days``), `compact` and, in one unit, `age` for tables and axes (``3m05s``, ``3m``).
+"""
 
 import math
+import re
 
 from stackllama_engine.contract.metrics import Unit
 
@@ -11,12 +16,23 @@ _RATE_DIGITS = 3
 _NOTHING = 1e-6
 """Below this share of what it stands beside, a value is rounding noise."""
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_PARTS = re.compile(
+    r"(?<=[\dkMG]) (?=(?:%|°C|[kKMGT]?i?B|[smhd]|W|MHz|steps?/s|s/step|tokens/s)(?!\w))|(?<=\d [mhd]) (?=\d\d [smh]\b)"
+)
+"""Spaces between a number and its unit, and between the two parts of a duration."""
+NO_BREAK = "\ufdd0"
+"""Stands for a space at which no line is broken; of one column, and no character of any text."""
 _WORDS: dict[str, str] = {"number": "", "bytes": "", "seconds": " s"}
 
 
 def cut(text: str, size: int) -> str:
     """Cut a text to at most ``size`` columns, with an ellipsis where it was cut."""
     return text if len(text) <= size else text[: max(0, size - 1)] + "…" * (size > 0)
+
+
+def unbroken(text: str) -> str:
+    """Return a text of the same length in which no line is broken within a quantity: ``1.2 GiB``, ``3 m 05 s``."""
+    return _PARTS.sub(NO_BREAK, text)
 
 
 def number(value: float | None, unit: Unit = "number", *, beside: float = 0.0, digits: int = _DIGITS) -> str:
@@ -122,6 +138,22 @@ def span(seconds: float) -> str:
         if (count := int(seconds // length)) > 0:
             return f"{count:,} {unit}{'s' * (count > 1)}"
     return f"{max(1, int(seconds // 60))} minute{'s' * (seconds >= 120)}"
+
+
+def compact(seconds: float) -> str:
+    """Format seconds as ``45s``, ``10m``, ``1h30m`` or ``2d3h``: at most two units, the second where it is not 0."""
+    minutes, second = divmod(int(abs(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        text = f"{days}d{hour}h" if hour else f"{days}d"
+    elif hours:
+        text = f"{hours}h{minute:02d}m" if minute else f"{hours}h"
+    elif minutes:
+        text = f"{minutes}m{second:02d}s" if second else f"{minutes}m"
+    else:
+        text = f"{second}s" if second else "0"
+    return f"-{text}" if seconds < 0 and text != "0" else text
 
 
 def age(seconds: float) -> str:

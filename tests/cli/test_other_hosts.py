@@ -38,7 +38,7 @@ def test_ls_and_show_name_the_other_host(
     listed = run_main("runs", "ls")
     shown = run_main("runs", "show", "far")
     for result in (listed, shown):
-        assert result.code == 0 and "running" in result.out and ", last sign 5m ago" in result.out
+        assert result.code == 0 and "running" in result.out and ", last sign 5 minutes ago" in result.out
         assert_clean(result.out)
     (fact,) = run_main("runs", "ls", "--json").json()["runs"]
     assert fact["elsewhere"] == run_main("runs", "show", "--json").json()["elsewhere"] | fact["elsewhere"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackllama_console.results import table
-from stackllama_console.units import cut, duration, fixed, number, quantity, size
+from stackllama_console.units import compact, cut, duration, fixed, number, quantity, size
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,16 @@ def test_units_are_readable() -> None:
         "3 m 05 s",
         "2 h 07 m",
         "4 d 03 h",
+    ]
+    assert [compact(s) for s in (0, 59.4, 60, 185, 7620, 3600, 4 * 86400 + 3 * 3600, -90)] == [
+        "0",
+        "59s",
+        "1m",
+        "3m05s",
+        "2h07m",
+        "1h",
+        "4d3h",
+        "-1m30s",
     ]
     assert [size(n) for n in (0, 1023, 1536, 5 * 1024**3, 3 * 1024**4)] == [
         "0 B",

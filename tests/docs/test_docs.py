@@ -287,7 +287,9 @@ def _problems(code: Code) -> list[str]:
     except SystemExit:  # --help, --version
         return []
     stage = {"demo": "pipeline", "pipeline": "pipeline", "merge": "merge"}.get(words[0] if words else "")
-    known = fields_of(Stage(getattr(arguments, "stage", None) or stage or "sft"))
+    known = fields_of(Stage(getattr(arguments, "stage", None) or stage or "sft")).keys()
+    if words[:2] == ["runs", "fork"]:  # of whatever stage the run is
+        known = {key for each in STAGES for key in fields_of(Stage(each))}
     overrides = [word for word in getattr(arguments, "words", []) if "=" in word]
     keys = [word.partition("=")[0] for word in overrides]
     return [f"no recipe key `{key}`" for key in keys if key not in known and key.partition(".")[0] not in MAPPINGS]

@@ -234,7 +234,7 @@ def test_quiet_directory_is_not_running(tmp_path: Path, attach: Attach, clock: C
 
 
 def test_event_files_become_history_and_series(tmp_path: Path, attach: Attach, clock: Clock) -> None:
-    folder = tmp_path / "runs" / "Nov24_host"
+    folder = tmp_path / "runs" / "Nov24_10-11-12_host"
     folder.mkdir(parents=True)
     first = folder / "events.out.tfevents.1000.host.1.0"
     first.write_bytes(b"".join(event(step, scalar("train/loss", step), scalar("eval/loss", 2)) for step in range(1, 6)))
@@ -247,7 +247,7 @@ def test_event_files_become_history_and_series(tmp_path: Path, attach: Attach, c
     with first.open("ab") as file:
         file.write(event(6, scalar("train/loss", 6.0))[-3:])
     assert reader.poll() and reader.history.last["loss"] == 6.0
-    again = tmp_path / "runs" / "Nov25_host"
+    again = tmp_path / "runs" / "Nov25_10-11-12_host"
     again.mkdir()
     (again / "events.out.tfevents.2000.host.2.0").write_bytes(event(4, scalar("train/loss", 40.0)))
     (again / "1").mkdir()  # transformers' hyper-parameters: newer, and of other tags

@@ -37,7 +37,7 @@ def test_three_folders_of_events_are_three_runs_the_newest_first(tmp_path: Path)
 def test_three_trainers_are_three_runs_whatever_is_below_each(tmp_path: Path) -> None:
     (tmp_path / "hf" / "checkpoint-5").mkdir(parents=True)
     (tmp_path / "hf" / "checkpoint-5" / "trainer_state.json").write_text(json.dumps({"log_history": []}))
-    _events(tmp_path / "hf" / "runs" / "Nov24_h")
+    _events(tmp_path / "hf" / "runs" / "Nov24_10-11-12_h")
     (tmp_path / "factory").mkdir()
     (tmp_path / "factory" / "trainer_log.jsonl").write_text("{}\n")
     _events(tmp_path / "keras" / "train")
@@ -53,12 +53,29 @@ def test_a_directory_with_files_of_its_own_is_one_run(tmp_path: Path, below: str
 
 
 def test_restarts_below_runs_and_writers_side_by_side_are_one_run(tmp_path: Path) -> None:
-    for name in ("out/runs/Nov24_h", "out/runs/Nov25_h", "logs/train", "logs/validation"):
+    starts = ("Nov24_10-11-12_h", "Nov25_10-11-12_h")
+    for name in (*(f"out/runs/{start}" for start in starts), "logs/train", "logs/validation"):
         _events(tmp_path / name)
     assert runs_in(tmp_path / "out")[0].path == tmp_path / "out"
     assert runs_in(tmp_path / "logs")[0].path == tmp_path / "logs"
-    assert {*_names(tmp_path / "out" / "runs")} == {"Nov24_h", "Nov25_h"}  # asked for by itself
+    assert {*_names(tmp_path / "out" / "runs")} == {*starts}  # asked for by itself
     assert {*_names(tmp_path)} == {"out", "logs"}
+
+
+def test_folders_below_the_runs_of_a_project_are_a_run_each(tmp_path: Path) -> None:
+    for name in ("A", "B", "C/train", "C/validation"):
+        _events(tmp_path / "proj" / "runs" / name)
+    assert {*_names(tmp_path / "proj")} == {"runs/A", "runs/B", "runs/C"}
+    _events(tmp_path / "proj" / "runs" / "Nov24_10-11-12_h")  # not all are a trainer's starts
+    assert {*_names(tmp_path / "proj")} == {"runs/A", "runs/B", "runs/C", "runs/Nov24_10-11-12_h"}
+
+
+def test_output_directories_in_a_projects_runs_are_a_run_each(tmp_path: Path) -> None:
+    for name in ("a/runs/Nov24_10-11-12_h", "a/runs/Nov25_10-11-12_h", "b/runs/first", "b/runs/second"):
+        _events(tmp_path / "runs" / name)
+    (tmp_path / "runs" / "b" / "checkpoint-5").mkdir()
+    (tmp_path / "runs" / "b" / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    assert {*_names(tmp_path)} == {"runs/a", "runs/b"}
 
 
 def test_a_file_is_the_run_it_is_in(tmp_path: Path) -> None:

@@ -64,10 +64,14 @@ def test_help_lists_every_key_that_works_here_with_its_id(stocked: Home, name: s
 
     async def script(shown: Shown) -> None:
         await _go(shown, name)
+        refusing = shown.front.refusing_keys
         await shown.press("question_mark")
         await shown.until(lambda: isinstance(shown.front, HelpScreen))
         lines = str(shown.front.query(Static).first().render()).splitlines()
         for binding in wanted:
+            if binding.id in refusing:
+                assert all(line.split()[-1:] != [binding.id] for line in lines)
+                continue
             row = next((line for line in lines if line.split()[-1:] == [binding.id]), None)
             assert row is not None and binding.description in row, binding
             assert row.split()[0] not in (binding.description, binding.id), f"{binding.id} shows no key"
@@ -137,8 +141,11 @@ def test_the_palette_has_every_action_and_theme_and_does_it(stocked: Home) -> No
     async def script(shown: Shown) -> None:
         await _go(shown, "runs")
         commands = {command.title: command.help for command in shown.app.get_system_commands(shown.front)}
-        for binding in _named(as_bindings(RunsScreen.BINDINGS)):
-            assert (binding.id or "") in commands[binding.description]
+        own = _named(as_bindings(RunsScreen.BINDINGS))
+        left_out = [binding for binding in own if binding.id in shown.front.refusing_keys]
+        assert {binding.id for binding in left_out} == {"runs.stop", "runs.save", "runs.resume", "runs.fold"}
+        for binding in own:
+            assert ((binding.id or "") in commands.get(binding.description, "")) == (binding not in left_out)
         assert {f"theme: {theme.name}" for theme in load_themes()[0]} <= commands.keys()
         await shown.press("colon")
         await shown.until(lambda: isinstance(shown.front, CommandPalette))
@@ -161,7 +168,7 @@ def test_help_and_palette_begin_with_the_screens_own_keys_by_their_names(stocked
         own = list(dict.fromkeys(sections))
         assert own[:3] == ["monitor", "charts", "screen"] and own[-1] == "app" and {"chart", "log"} < set(own)
         keys = " ".join(command.help.partition("key:")[2] for command in commands)
-        assert " . " in keys and " [ " in keys and "full_stop" not in keys and "bracket" not in keys
+        assert " / " in keys and " [ " in keys and "slash" not in keys and "bracket" not in keys
         await shown.press("colon")
         await shown.until(lambda: isinstance(shown.front, CommandPalette))
         await shown.shows(commands[0].title, commands[0].help)
@@ -169,7 +176,7 @@ def test_help_and_palette_begin_with_the_screens_own_keys_by_their_names(stocked
         await shown.press("question_mark")
         await shown.until(lambda: isinstance(shown.front, HelpScreen))
         text = str(shown.front.query(Static).first().render())
-        assert text.startswith("monitor\n") and "full_stop" not in text
+        assert text.startswith("monitor\n") and "slash" not in text
 
     run_app(stocked, script)
 
@@ -189,6 +196,18 @@ def test_the_same_notice_again_is_one_notice_and_escape_dismisses_it(stocked: Ho
         assert shown.said == [] and shown.name == "MonitorScreen"
         await shown.press("escape")
         await shown.reaches("RunsScreen")
+
+    run_app(stocked, script)
+
+
+def test_at_most_three_notices_are_shown_the_newest(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        for number in range(5):
+            shown.app.notify(f"notice {number}", markup=False)
+        await shown.until(lambda: shown.said == ["notice 2", "notice 3", "notice 4"])
+        shown.app.notify("notice 2", markup=False)
+        await shown.until(lambda: shown.said == ["notice 3", "notice 4", "notice 2"])
 
     run_app(stocked, script)
 

@@ -196,7 +196,7 @@ def test_all_looks_change_together_and_old_settings_are_read(tmp_path: Path) -> 
 
 
 def test_times_are_ticked_as_people_count_them() -> None:
-    assert [label for _, label in x_ticks(0, 7200, 50, "time")] == ["0", "30m", "1h", "1h30", "2h"]
+    assert [label for _, label in x_ticks(0, 7200, 50, "time")] == ["0", "30m", "1h", "1h30m", "2h"]
     assert [label for _, label in x_ticks(0, 100, 50, "progress")] == ["0%", "20%", "40%", "60%", "80%", "100%"]
     assert [label for _, label in x_ticks(0, 20 * 86400, 50, "time")][:2] == ["0", "4d"]
     assert [x_label(3900, axis) for axis in ("time", "step", "tokens")] == ["1 h 05 m", "step 3,900", "3,900 tokens"]

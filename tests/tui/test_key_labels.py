@@ -24,6 +24,7 @@ SAME = {
     "runs pause": ("monitor.pause",),
     "runs set": ("monitor.change",),
     "runs tag": ("runs.tag",),
+    "runs fork": ("runs.fork", "monitor.fork"),
     "runs note": ("runs.note",),
     "runs rename": ("runs.rename",),
 }

@@ -548,7 +548,10 @@ def test_enter_asks_and_enter_again_launches_what_was_shown(home: Home, monkeypa
         await said(driven, "launching first …")
         await driven.until(lambda: launches.opened)
         assert driven.app.screen.HEADING == "runs"  # type: ignore[attr-defined]
+        runs: Any = driven.app.screen
+        await driven.until(lambda: runs.row_id == "first")  # not `another`, on which the cursor was
 
+    make_run(home, Stage.SFT, "another")
     show(home, script, model="demo")
     (planned,) = launches.calls
     assert isinstance(planned.recipe, SFTRecipe) and (planned.recipe.lora_r, planned.name) == (8, "first")

@@ -34,7 +34,9 @@ def test_the_list_says_where_a_run_is_and_leaves_it_alone(run: RunDir) -> None:
     before = (run.path / "state.json").read_bytes()
 
     async def script(shown: Shown) -> None:
-        await shown.shows("● running", "on gpu17, last sign 5m ago", "running on gpu17, last sign 5m ago: from here")
+        await shown.shows(
+            "● running", "on gpu17, last sign 5 minutes ago", "running on gpu17, last sign 5 minutes ago: from here"
+        )
         await shown.press("r")
         await shown.notified("`far` is alive on gpu17", "runs resume far --host-gone gpu17")
 
@@ -45,7 +47,7 @@ def test_the_list_says_where_a_run_is_and_leaves_it_alone(run: RunDir) -> None:
 def test_monitor_names_the_host_and_requests_a_stop(run: RunDir) -> None:
     async def script(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
-        await shown.shows("● running", "it is on gpu17, last sign 5m ago")
+        await shown.shows("● running", "it is on gpu17, last sign 5 minutes ago")
         await shown.press("x", "y")
         await shown.notified("far: asked to save and stop")
 

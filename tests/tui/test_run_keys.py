@@ -1,33 +1,46 @@
 """The keys that a run's stage and phase allow, and their words, agree with what the actions do."""
 
+import os
 from pathlib import Path
 
 import pytest
+from tests.tui.app_kit import Shown, run_app
 from tests.tui.screens_kit import isolate, make_run
 
 from stackllama_console.readers import samples_browser
 from stackllama_console.readers.run_row import Row
 from stackllama_console.tui.run_keys import advice_of_run, run_keys
+from stackllama_console.tui.screens.help import keys_text
 from stackllama_console.tui.widgets.outcome import advice
 from stackllama_console.tui.widgets.run_lines import about_lines
 from stackllama_engine.contract.chat_target import find_target
 from stackllama_engine.contract.errors import RefusedError, StackllamaError
-from stackllama_engine.contract.requests import check
-from stackllama_engine.contract.run_dir import ENDED, RunDir, State
+from stackllama_engine.contract.requests import Ask, check
+from stackllama_engine.contract.run_dir import ENDED, Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
+
+_REQUESTS = frozenset({"save", "pause", "sample", "change"})
+_ON_RUN = {"stop", "save", "resume", "clone", "fork", "samples", "chat", "delete"}
+_ACTING = {
+    "RunsScreen": {*_ON_RUN, "open", "select", "fold", "tag", "note", "rename"},
+    "MonitorScreen": {*_ON_RUN, "pause", "sample", "change", "fix", "child", "child_back"},
+}
 
 
 @pytest.mark.parametrize(
     ("stage", "phase", "keys"),
     [
-        (Stage.PPO, "finished", {"open", "clone", "delete", "samples", "chat"}),
-        (Stage.PPO, "running", {"open", "clone", "stop", "save", "samples", "chat"}),
+        (Stage.PPO, "finished", {"open", "clone", "fork", "delete", "samples", "chat"}),
+        (Stage.PPO, "running", {"open", "clone", "fork", "stop", "samples", "chat", *_REQUESTS}),
+        (Stage.PPO, "stopping", {"open", "clone", "fork", "stop", "samples", "chat"}),
         (Stage.PPO, "queued", {"open", "clone", "stop", "samples"}),
-        (Stage.SFT, "failed", {"open", "clone", "delete", "resume", "chat"}),
-        (Stage.REWARD, "finished", {"open", "clone", "delete"}),
+        (Stage.SFT, "failed", {"open", "clone", "fork", "delete", "resume", "chat"}),
+        (Stage.REWARD, "finished", {"open", "clone", "fork", "delete"}),
+        (Stage.REWARD, "running", {"open", "clone", "fork", "stop", *_REQUESTS} - {"sample"}),
         (Stage.MERGE, "finished", {"open", "clone", "delete", "chat"}),
-        (Stage.MERGE, "running", {"open", "clone", "stop", "save"}),
+        (Stage.MERGE, "running", {"open", "clone", "stop"}),
         (Stage.PIPELINE, "stopped", {"open", "clone", "delete", "resume", "fold"}),
+        (Stage.PIPELINE, "running", {"open", "clone", "stop", "fold", *_REQUESTS}),
         (None, "damaged", {"repair", "delete"}),
     ],
 )
@@ -61,6 +74,7 @@ def test_samples_are_offered_where_there_can_be_some() -> None:
         (Stage.PIPELINE, "finished", "enter: open its stages, a: samples, z: fold them, e: edit a copy"),
         (Stage.MERGE, "lost", "enter: open, r: restart the merge, e: edit a copy"),
         (Stage.SFT, "stalled", "enter: open, x: save and stop, w: save checkpoint"),
+        (Stage.MERGE, "running", "enter: open, x: save and stop"),
         (None, "damaged", "r: repair its records from its other files, D: delete"),
     ],
 )
@@ -96,3 +110,63 @@ def test_a_mistake_is_mended_in_a_copy_first() -> None:
 def test_every_phase_has_advice() -> None:
     phases = ("queued", "starting", "running", "stalled", "stopping", *ENDED, "damaged", "unknown")
     assert all(advice_of_run(stage, phase) for stage in Stage for phase in phases)
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("phase", ["queued", "starting", "running", "stopping", "finished"])
+def test_a_request_is_offered_where_it_is_served(stage: Stage, phase: str) -> None:
+    if stage is Stage.PIPELINE:  # it passes requests on
+        return
+    state = State(stage=stage, phase=phase)  # type: ignore[arg-type]
+    asks: dict[str, Ask] = {"save": "save", "pause": "pause", "sample": "sample", "change": "set"}
+    for name, ask in asks.items():
+        try:
+            check("run", state, ask)
+        except RefusedError:
+            assert name not in run_keys(stage, phase)
+        else:
+            assert name in run_keys(stage, phase)
+
+
+def test_help_and_palette_leave_out_what_could_only_refuse(stocked: Home) -> None:
+    whole = make_run(stocked, Stage.PIPELINE, "whole", phase="running")
+    merge = make_run(stocked, Stage.MERGE, "whole-ppo-merged", phase="running", parents=["whole"])
+    locks = [run.acquire_lock() for run in (whole, merge)]
+
+    async def script(shown: Shown) -> None:
+        def refused(*names: str) -> None:
+            commands = " ".join(command.help for command in shown.app.get_system_commands(shown.front))
+            for offered in (keys_text(shown.front).plain, commands):
+                listed = {word for word in offered.split() if word.partition(".")[0] in ("runs", "monitor")}
+                left_out = {name for name in _ACTING[shown.name] if f"{shown.name[:-6].lower()}.{name}" not in listed}
+                assert left_out == {*names}
+
+        async def to(run: str) -> None:
+            await shown.press(*["j"] * [row.id for row in shown.front._shown].index(run))
+            await shown.until(lambda: shown.front.row_id == run)
+
+        await shown.shows("tuned", "alive")
+        await to("tuned")
+        refused("stop", "save", "resume", "samples", "fold")
+        await shown.press("g")
+        await to("alive")
+        refused("resume", "samples", "chat", "delete", "fold")
+        await shown.press("space", "g")
+        await to("tuned")
+        refused("resume", "delete", "samples", "fold")  # the last two by the cursor, not the selection
+        await shown.press("escape")
+        for run, names in (
+            ("tuned", {"stop", "save", "pause", "sample", "change", "fix", "resume", "samples"}),
+            ("alive", {"fix", "resume", "samples", "chat", "delete"}),
+            ("whole", {"save", "pause", "sample", "change", "fix", "resume", "samples", "chat", "delete"}),
+        ):
+            shown.app.open_run(run)
+            await shown.reaches("MonitorScreen")
+            await shown.until(lambda: shown.front._last_update is not None)
+            refused(*names, *(() if run == "whole" else ("child", "child_back")))
+            await shown.press("escape")
+            await shown.reaches("RunsScreen")
+
+    run_app(stocked, script)
+    for lock in locks:
+        os.close(lock)

@@ -43,6 +43,21 @@ def test_each_run_has_state_step_and_last_metric(stocked: Home) -> None:
     run_app(stocked, script)
 
 
+def test_the_cursor_goes_once_to_a_run_that_was_launched(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        assert shown.front.row_id == "aligned"
+        shown.app.launched = "fresh"
+        make_run(stocked, Stage.SFT, "fresh", phase="running")
+        await shown.until(lambda: shown.front.row_id == "fresh")
+        await shown.press("g")
+        make_run(stocked, Stage.SFT, "later", phase="running")
+        await shown.shows(" later ")
+        assert shown.front.row_id == "aligned"
+
+    run_app(stocked, script)
+
+
 def test_more_columns_where_there_is_room_fewer_where_not(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await _ready(shown)

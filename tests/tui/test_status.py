@@ -1,10 +1,13 @@
-"""The advice under a run's cause: each kind of failure has its own way out."""
+"""What the monitor says of a run: the advice under its cause, each kind of failure with its own way out; silence."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from stackllama_console.tui.widgets.outcome import advice
+from stackllama_console.tui.widgets.status import silence_text
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
 
@@ -46,3 +49,11 @@ def test_advice_of_a_kill_by_another_program_is_not_about_memory(has_checkpoint:
     assert said.startswith("r: resume from the last checkpoint" if has_checkpoint else "r: try the same again")
     memory = advice(RunDir(tmp_path), State(stage=Stage.SFT, phase="failed", created=0.0, cause="Out of memory"))
     assert ("r: resume from the last checkpoint" in memory) == has_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(119, ""), (330, "no update for 5 minutes"), (7300, "no update for 2 hours")]
+)
+def test_a_run_that_writes_nothing_says_for_how_long_in_words(seconds: float, words: str) -> None:
+    reader: Any = SimpleNamespace(phase="running", history=SimpleNamespace(updated=1000.0))
+    assert silence_text(reader, 1000.0 + seconds) == words

@@ -13,7 +13,7 @@ from stackllama_engine.contract.user_dirs import home_dir
 
 from ..readings import read_run
 from ..sanitise import one_line
-from ..units import age, number, size
+from ..units import number, size, span
 from .budget_view import billions
 from .input_check import MODEL, refusal
 from .model_catalog import ModelEntry, describe, find_models
@@ -92,7 +92,11 @@ def run_choices(home: Home, stages: Iterable[Stage]) -> list[Choice]:
         except (UsageError, OSError):  # damaged, or removed meanwhile: `runs ls` names it, and it can serve nobody
             continue
         metric = reading.last_metric
-        facts = [str(state.stage), f"{age(reading.age)} ago", *([f"{metric[0]} {number(metric[1])}"] if metric else [])]
+        facts = [
+            str(state.stage),
+            f"{span(reading.age)} ago",
+            *([f"{metric[0]} {number(metric[1])}"] if metric else []),
+        ]
         choices.append(Choice(value=run.id, title=one_line(run.id), facts=" · ".join(facts)))
     return choices
 

@@ -1,8 +1,8 @@
 """Another trainer's directory, read without writing to it: the known files in it, merged into one run.
 
 `foreign_files` lists those files and what is left out. Nothing is written, nothing unpickled. Where several files hold
-a metric, the one at the highest step is shown. Folders of event files below ``runs/``, and the directory itself, are
-one run that was restarted; metrics of any other folders have the folder's name as a prefix.
+a metric, the one at the highest step is shown. The directory's own event files and those of a trainer's starts (see
+`foreign_files.group_of`) are one run that was restarted; metrics of other folders have the folder's name as a prefix.
 """
 
 import time
@@ -15,7 +15,7 @@ from stackllama_engine.contract.user_dirs import expanded
 
 from ..sanitise import one_line
 from .eta import Eta, estimate
-from .foreign_files import LOOKED_FOR, Files, event_age, find_files
+from .foreign_files import LOOKED_FOR, Files, event_age, find_files, group_of
 from .foreign_sources import EventsSource, LogSource, StateSource
 from .series import Series
 
@@ -159,6 +159,7 @@ class ForeignReader:
         if self._log is None and files.log is not None:
             self._log = LogSource(files.log)
         followed = {path for events in self._events.values() for path in events.files}
+        holders = {holder.relative_to(self.path) for holder in files.holders}
         for event in files.events:
             if event.path in followed or event.identity in self._identities:
                 continue
@@ -167,7 +168,8 @@ class ForeignReader:
                 break
             followed.add(event.path)
             self._identities.add(event.identity)
-            self._events.setdefault(group_of(event.path.parent.relative_to(self.path)), EventsSource()).add(event.path)
+            group = group_of(event.path.parent.relative_to(self.path), holders)
+            self._events.setdefault("/".join(group.parts), EventsSource()).add(event.path)
         self.log_file = files.text_log
         self._changed_at = max(self._changed_at, self._newest_change())
 
@@ -242,11 +244,3 @@ def _newest(series: Series) -> float | None:
     """Return the newest value; None where that is a gap."""
     last, gap = series.steps[-1:], series.gaps[-1:]
     return None if gap and (not last or gap[0] > last[0]) else series.last
-
-
-def group_of(folder: Path) -> str:
-    """Return the run that a folder of event files belongs to; empty: the directory's own. See the module."""
-    parts = folder.parts
-    if "runs" in parts:
-        parts = parts[: parts.index("runs")]
-    return "/".join(parts)

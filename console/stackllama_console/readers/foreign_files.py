@@ -15,7 +15,7 @@ is not followed: it might lead to any text of this user's.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from msgspec import Struct, field
@@ -38,6 +38,8 @@ _EVENTS = "events.out.tfevents."
 _STATE = "trainer_state.json"
 _LOGS = ("trainer_log.jsonl", "logging.jsonl", "wandb-history.jsonl")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})|last-checkpoint")
+_START = re.compile(r"[A-Z][a-z]{2}\d\d_\d\d-\d\d-\d\d_.+")
+"""Folder that transformers makes at each start, as in ``Nov24_10-11-12_host``."""
 _NAMED = 3  # links, say, that are named before the rest is counted
 
 
@@ -94,6 +96,24 @@ def event_age(path: Path) -> tuple[str, Path]:
     """Return a key that sorts event files by start: ``events.out.tfevents.<Unix seconds>.<host>…``."""
     seconds = path.name.removeprefix(_EVENTS).partition(".")[0]
     return (seconds.zfill(20) if seconds.isdigit() else "0", path)
+
+
+def group_of(folder: Path, holders: Collection[Path]) -> Path:
+    """Return the folder whose run wrote event files: their own, as TensorBoard has it, unless a trainer was restarted.
+
+    transformers writes the events of each start into a new folder of ``OUTPUT_DIR/runs``. Folders below ``runs`` are
+    taken for its starts where its other files stand beside ``runs``, or where each of them is named as it names them.
+
+    Args:
+        folder: of event files; relative, as all paths here.
+        holders: folders that hold a known file.
+    """
+    runs = next((path for path in (folder, *folder.parents) if path.name == "runs"), None)
+    if runs is None:
+        return folder
+    names = {holder.relative_to(runs).parts[0] for holder in holders if runs in holder.parents}
+    is_restarted = runs.parent in holders or all(map(_START.fullmatch, names))
+    return runs.parent if is_restarted else folder
 
 
 class _Search:

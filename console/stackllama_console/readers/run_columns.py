@@ -7,7 +7,7 @@ from msgspec import Struct
 from stackllama_engine.contract.metrics import metrics_of
 from stackllama_engine.contract.run_dir import ENDED
 
-from ..units import age, cut, duration, number
+from ..units import age, compact, cut, number
 from .recipe_model import model_label
 from .run_row import Row
 from .run_trend import sparkline
@@ -15,6 +15,7 @@ from .run_trend import sparkline
 Value = float | str | None
 _ALIASES = {"lr": "learning_rate"}
 _NOTE = 40  # columns of a note
+_MINUTE = 60  # seconds in which the duration of a run that goes on changes
 
 
 class Column(Struct, frozen=True, kw_only=True):
@@ -85,7 +86,9 @@ def _step(row: Row) -> str:
 
 def _duration(row: Row, now: float) -> str:
     taken = seconds_taken(row, now)
-    return "" if taken is None else duration(taken) if row.phase in ENDED else age(taken)
+    if taken is None:
+        return ""
+    return compact(taken if row.phase in ENDED or taken < _MINUTE else taken // _MINUTE * _MINUTE)
 
 
 def _metric(name: str, about: str) -> Column:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..readers.endings import Ending, Endings
     from ..readers.machine import Machine
 _ENDINGS_SECONDS = 2.0
+_KEYMAP_LINES = 6  # of one notice: several would take each other's place
 _SCREENS = ("monitor", "help", "launch", "pick", "samples", "text", "compare", "choose", "gpus", "chat")
 """What keys open, the most wanted first."""
 
@@ -336,8 +337,10 @@ class ConsoleApp(BaseApp):
         scope_list = scopes.all_scopes(self.BINDINGS)
         keymap, notices = read_keymap(keymap_file(), sorted({name for scope in scope_list for name in scope.ids}))
         self.set_keymap(keymap)
-        for notice in (*notices, *clashes(scope_list, keymap)):
-            self.notify(notice, title="keymap", severity="warning", markup=False, timeout=15)
+        if wrong := [*notices, *clashes(scope_list, keymap)]:
+            more = [f"… and {len(wrong) - _KEYMAP_LINES} more"] if len(wrong) > _KEYMAP_LINES else []
+            text = "\n".join([*wrong[:_KEYMAP_LINES], *more])
+            self.notify(text, title="keymap", severity="warning", markup=False, timeout=15)
 
 
 def run_console(options: Options) -> tuple[int, Exception | None]:

@@ -22,6 +22,7 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from ..sanitise import one_line
 from ..settings import Settings, save_settings
 
+_NOTICES = 3  # shown at once: more would cover the screen
 _one_write = threading.Lock()
 
 
@@ -50,6 +51,8 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
 
     options: Options
     settings: Settings
+    launched: str | None = None
+    """The run that was launched last, until the list of runs has put its cursor on it."""
     _unsaved = False
     _saving = False
 
@@ -87,11 +90,15 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
             self._saving = False
 
     def on_notify(self, event: Notify) -> None:
-        """Forget a notice that is shown again: it takes the place of its like."""
+        """Forget a notice that is shown again, which takes the place of its like, and the oldest of too many."""
         new = event.notification
-        for old in list(self._notifications):
-            if (old.message, old.title, old.severity) == (new.message, new.title, new.severity):
-                self._unnotify(old, refresh=False)
+        shown = list(self._notifications)
+        likes = [
+            old for old in shown if (old.message, old.title, old.severity) == (new.message, new.title, new.severity)
+        ]
+        others = [old for old in shown if old not in likes]
+        for old in (*likes, *others[: max(0, len(others) + 1 - _NOTICES)]):
+            self._unnotify(old, refresh=False)
 
     def dismiss_notices(self) -> bool:
         """Take every notice away; return whether there was one."""

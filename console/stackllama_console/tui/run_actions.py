@@ -5,8 +5,10 @@ Each is carried out in a thread; its outcome is one notice. Nothing here waits f
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from stackllama_engine.contract import requests
+from stackllama_engine.contract.checkpoints import sealed, step_of
 from stackllama_engine.contract.children import children_of
 from stackllama_engine.contract.errors import DamagedError, StackllamaError, UnconfirmedError
 from stackllama_engine.contract.requests import Ask
@@ -20,6 +22,11 @@ from ..request_texts import NOTHING_DAMAGED, already_ended, asked_to_stop, delet
 from ..sanitise import one_line
 from .screen import ConsoleScreen
 from .screens.confirm import AskScreen, ConfirmScreen
+
+if TYPE_CHECKING:
+    from stackllama_engine.launch.fork import Fork
+
+_STEPS = 8  # of checkpoints that a dialog names
 
 
 class RunActions:
@@ -181,6 +188,55 @@ class RunActions:
     def clone(self, run_id: str) -> None:
         """Open its recipe in the launch form."""
         self.screen.console_app.open_launch(run_id)
+
+    def fork(self, run_id: str) -> None:
+        """Ask at which checkpoint and with which keys, and start a run from there."""
+        steps: list[int] = []
+
+        def refusal() -> str:
+            check_run(self.home.run(run_id))
+            steps.extend(map(step_of, sealed(self.home.run(run_id).checkpoints)))
+            return "" if steps else f"{run_id} has no checkpoint to fork at"
+
+        def check(text: str) -> str:
+            try:
+                self._plan_fork(run_id, text)
+            except StackllamaError as error:
+                return str(error)
+            return ""
+
+        def answered(text: str | None) -> None:
+            if text is not None:
+                self._do(lambda: self._fork(run_id, text))
+
+        def ask_for_changes() -> None:
+            shown = [f"{step:,}" for step in (steps if len(steps) <= _STEPS else steps[-_STEPS:])]
+            question = f"Fork {run_id}: a new run from its checkpoint of step {' or '.join(shown)}, with changed keys"
+            asking = AskScreen(
+                question,
+                value=f"{steps[-1]} ",
+                placeholder="step key=value …, e.g. 200 kl_coef=0.1",
+                check=check,
+                answers="enter  fork     esc  cancel",
+            )
+            self.screen.console_app.push_screen(asking, answered)
+
+        self.screen.begin(self._unless(refusal, ask_for_changes), group="actions")
+
+    def _plan_fork(self, run_id: str, text: str) -> "Fork":
+        from stackllama_engine.launch.fork import plan_fork
+
+        first, *rest = text.split() or [""]
+        step, words = (int(first), rest) if first.isdecimal() else (None, [first, *rest] if first else [])
+        return plan_fork(self.home, self.home.run(run_id), step, words, None)
+
+    def _fork(self, run_id: str, text: str) -> str:
+        from stackllama_engine.launch.fork import launch_fork
+
+        fork = self._plan_fork(run_id, text)
+        run = launch_fork(fork)
+        self.screen.console_app.launched = run.id
+        return f"{run.id} goes on from step {fork.origin.step:,} of {run_id}"
 
     def samples(self, run_id: str) -> None:
         """Open the browser of its samples, of a pipeline the newest that a stage wrote."""

@@ -2,9 +2,12 @@
 
 from stackllama_engine.contract.chat_target import WRITING
 from stackllama_engine.contract.errors import ExitCode
+from stackllama_engine.contract.requests import SAMPLING
 from stackllama_engine.contract.run_dir import ENDED
-from stackllama_engine.contract.stages import Stage
+from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 
+SELECTION_ACTIONS = frozenset({"stop", "save", "resume", "delete"})
+"""Names of the actions that several runs can take at once; `selection_actions` takes them."""
 _HINTS = {
     "damaged": ("repair", "delete"),
     "finished": ("open", "samples", "chat", "fold", "clone"),
@@ -30,18 +33,28 @@ def run_keys(stage: Stage | None, phase: str, *, saved: bool = True) -> frozense
     if phase == "queued":  # nothing to save yet
         keys |= {"stop"}
     elif phase not in ENDED:
-        keys |= {"stop", "save"}
+        keys |= {"stop"} if phase == "stopping" else {"stop", *_requests(stage)}
     else:
         keys |= {"delete"} if phase == "finished" else {"delete", "resume"}
     if stage is Stage.PPO or (stage is Stage.PIPELINE and phase == "finished"):
         keys.add("samples")
     if stage is Stage.PIPELINE:
         keys.add("fold")
+    if stage in TRAINING_STAGES and saved and phase not in ("queued", "starting"):
+        keys.add("fork")
     if (stage in WRITING and phase not in ("queued", "starting") and (saved or phase == "finished")) or (
         stage is Stage.MERGE and phase == "finished"
     ):
         keys.add("chat")
     return frozenset(keys)
+
+
+def _requests(stage: Stage | None) -> frozenset[str]:
+    """Return what a running stage can be asked for; a pipeline passes it on to the stage that runs."""
+    if stage is not Stage.PIPELINE and stage not in TRAINING_STAGES:
+        return frozenset()
+    samples = stage is Stage.PIPELINE or stage in SAMPLING
+    return frozenset({"save", "pause", "change", "sample"} if samples else {"save", "pause", "change"})
 
 
 def is_mistaken(phase: str, exit_code: int | None) -> bool:

@@ -55,8 +55,6 @@ class ConsoleScreen(Screen[Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.refusing_keys: frozenset[str] = frozenset()
-        """Ids of bindings that could only refuse here: neither footer nor help nor palette offers them."""
         self._visible = asyncio.Event()
         self._painted = asyncio.Event()
         self._stays = False
@@ -86,6 +84,11 @@ class ConsoleScreen(Screen[Any]):
     def on_screen_resume(self) -> None:
         """Poll again."""
         self._visible.set()
+
+    @property
+    def refusing_keys(self) -> frozenset[str]:
+        """Ids of bindings that could only refuse now: neither footer nor help nor palette offers them."""
+        return frozenset()
 
     @property
     def console_app(self) -> BaseApp:

@@ -204,5 +204,3 @@ _KINDS = {
     "resume": _Kind("resume", "Each from its last checkpoint.", "resumed", _resume_refusal, _resume),
     "delete": _Kind("delete", "", "deleted", _delete_refusal, _delete),
 }
-SELECTION_ACTIONS = frozenset(_KINDS)
-"""Names of the actions that several runs can take at once."""

@@ -244,6 +244,7 @@ class LaunchScreen(ConsoleScreen):
             self._plans(False)
         if run is not None:
             self.console_app.remember()
+            self.console_app.launched = run.id
             self._follow_run(run)
 
     def _plans(self, planning: bool) -> None:

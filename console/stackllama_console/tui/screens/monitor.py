@@ -46,8 +46,10 @@ _GPU_LINES = ((42, 12), (36, 6), (24, 4))
 """Rows of the terminal → lines that the GPUs may take."""
 _OF_OWN_RUNS = ("run(", "child(", "fix")
 """Actions that another trainer's run refuses."""
-_OF_STAGE = frozenset({"samples", "chat", "clone"})
+_OF_STAGE = frozenset({"samples", "chat", "clone", "fork"})
 """Actions that in a pipeline act on the stage shown."""
+_REQUESTS = frozenset({"save", "pause", "sample", "change"})
+"""Actions that in a pipeline act on the stage that runs."""
 
 
 class MonitorScreen(MonitorPanels):
@@ -75,6 +77,7 @@ class MonitorScreen(MonitorPanels):
         ),
         Binding("r", "run('resume')", "resume", id="monitor.resume"),
         Binding("e", "run('clone')", "edit a copy", id="monitor.clone"),
+        Binding("F", "run('fork')", "fork at a checkpoint", id="monitor.fork", show=False),
         Binding("a", "run('samples')", "samples", id="monitor.samples"),
         Binding("t", "run('chat')", "chat", id="monitor.chat"),
         Binding("D", "run('delete')", "delete", id="monitor.delete", show=False),
@@ -137,9 +140,6 @@ class MonitorScreen(MonitorPanels):
         self._failed: str | None = None
         self._title = one_line(title)
         self._home = home
-        if home is None:
-            acting = (binding for binding in as_bindings(self.BINDINGS) if binding.action.startswith(_OF_OWN_RUNS))
-            self.refusing_keys = frozenset(binding.id or "" for binding in acting)
         self._sets: list[ChartSet] = []
         self._keys_for: object = None
         self._series_of: object = None
@@ -264,7 +264,7 @@ class MonitorScreen(MonitorPanels):
         where = f"charts {self.board.page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
         stage = str(watched.source.stage or "another trainer")
         self.set_heading(watched.source.title, stage, watched.note, where, self.board_note)
-        keys_for = self._working_keys(), self._is_paused, pages > 1 or watched.shows_result, watched.fix
+        keys_for = self.refusing_keys, self._is_paused, pages > 1 or watched.shows_result, watched.fix
         if keys_for != self._keys_for:
             self._keys_for = keys_for
             self.refresh_bindings()
@@ -286,19 +286,23 @@ class MonitorScreen(MonitorPanels):
                 return bool(self._shown_sets) and self.has_class("-failed") and self._hides_charts
             case "monitor.pause":
                 return self._is_paused
-            case "monitor.fix":
-                return watched is not None and watched.fix is not None
-            case (
-                "monitor.stop"
-                | "monitor.save"
-                | "monitor.resume"
-                | "monitor.clone"
-                | "monitor.samples"
-                | "monitor.chat"
-            ):
-                return binding.id.removeprefix("monitor.") in self._working_keys()
+            case "monitor.resume":  # the same mistake again is not what is advised
+                state = watched.state if watched else None
+                return state is not None and not is_mistaken(state.phase, state.exit_code)
             case _:
                 return True
+
+    @property
+    def refusing_keys(self) -> frozenset[str]:
+        """Ids of the keys that can do nothing to the run as it is, or to another trainer's."""
+        watched, working = self._watched, {*self._working_keys()}
+        if watched is not None and watched.fix is not None:
+            working.add("fix")
+        if watched is not None and watched.pipeline and watched.pipeline.children:
+            working |= {"child", "child_back"}
+        names = [*(_acting_names() - working)]
+        names += [f"panel_{index + 1}" for index in range(len(self._shown_sets), CHARTS)]
+        return frozenset(f"monitor.{name}" for name in names)
 
     @property
     def _is_paused(self) -> bool:
@@ -314,12 +318,12 @@ class MonitorScreen(MonitorPanels):
         if watched is None or watched.state is None:  # not read yet, or of another trainer
             return frozenset()
         own = run_keys(watched.source.stage, watched.state.phase)
-        if is_mistaken(watched.state.phase, watched.state.exit_code):
-            own -= {"resume"}
+        if watched.pipeline and (running := watched.pipeline.at_work):  # requests are passed on to it
+            own -= _REQUESTS - run_keys(running.state.stage, running.state.phase)
         shown = run_keys(watched.reader.stage, watched.reader.phase) if watched.shown_run else own & {"clone"}
         never_began = watched.state.phase == "stopped" and watched.state.started is None
         if watched.left_nothing or never_began:
-            shown -= {"chat"}
+            shown -= {"chat", "fork"}
         if watched.shows_whole_pipeline:
             shown |= own & {"samples"}
         return (own - _OF_STAGE) | (shown & _OF_STAGE)
@@ -534,3 +538,9 @@ class MonitorScreen(MonitorPanels):
         reader = self.watched.reader
         over = [(label, self.places.over(series, reader)) for label, series in curves_of(chosen, reader)]
         return [Curve(label, series) for label, series in over if series is not None]
+
+
+def _acting_names() -> frozenset[str]:
+    """Return the names of the keys that act on a run, without their screen."""
+    acting = (one for one in as_bindings(MonitorScreen.BINDINGS) if one.action.startswith(_OF_OWN_RUNS))
+    return frozenset((one.id or "").removeprefix("monitor.") for one in acting)

@@ -21,7 +21,7 @@ from ...readers.run_row import Row
 from ...request_texts import READ_ONLY
 from ...sanitise import one_line
 from ..clock import now
-from ..run_keys import is_mistaken
+from ..run_keys import SELECTION_ACTIONS, is_mistaken
 from ..screen import ConsoleScreen
 from ..widgets.run_lines import about_lines, keys_of
 from ..widgets.runs_table import RunsTable, View
@@ -47,6 +47,8 @@ No runs here yet.
 
 _OF_DAMAGED = {"delete": "delete", "resume": "repair"}
 """Actions on a run whose state cannot be read: the key's → the one carried out."""
+_ON_RUNS = SELECTION_ACTIONS | {"open", "clone", "samples", "chat", "select", "tag", "note", "rename", "fold", "fork"}
+"""Names of the keys that act on runs."""
 _ALIVE = frozenset({"queued", "starting", "running", "stalled", "stopping"})
 _NVML_SECONDS = 2.0  # to wait for NVML before the heading says that it does not answer
 _AGE_SECONDS = 60  # ages are brought up to date this often, and with every change
@@ -69,6 +71,7 @@ class RunsScreen(ConsoleScreen):
         Binding("space", "select", "select", id="runs.select"),
         Binding("c", "compare", "compare", id="runs.compare"),
         Binding("D", "run('delete')", "delete", id="runs.delete", show=False),
+        Binding("F", "run('fork')", "fork at a checkpoint", id="runs.fork", show=False),
         Binding("z", "fold", "fold / unfold stages and forks", id="runs.fold", show=False),
         Binding("o", "attach", "open another trainer's run", id="runs.attach", show=False),
         Binding("u", "gpus", "show GPUs", id="runs.gpus", show=False),
@@ -217,7 +220,10 @@ class RunsScreen(ConsoleScreen):
             selected=self.selected,
             folded=self.folded,
         )
-        table.show(rows, view)
+        launched = self.console_app.launched
+        if launched in there:
+            self.console_app.launched = None
+        table.show(rows, view, launched if launched in there else None)
         self._show_about()
         alive = sum(row.phase in _ALIVE for row in self.index.rows)
         parts = [str(len(self.index.rows)), f"{alive} alive" if alive else ""]
@@ -276,26 +282,41 @@ class RunsScreen(ConsoleScreen):
         self.set_class(self.size.height < 12, "-low")
 
     def shows_key(self, binding: Binding) -> bool:
-        """Return whether the footer offers a key: only where it can do something to the run under the cursor."""
+        """Return whether the footer offers a key that works: only where it is likely what one wants."""
         row = self.row
-        keys = keys_of(row) if row else frozenset[str]()
-        selected = [each for each in self._rows if each.id in self.selected] if self.selected else []
-        of_selection = {key for each in selected for key in keys_of(each)} if selected else keys
         match binding.id:
-            case "runs.open" | "runs.samples":
-                return binding.id.removeprefix("runs.") in keys
-            case "runs.resume" if row and not selected and is_mistaken(row.phase, row.exit_code):
-                return False
-            case "runs.stop" | "runs.resume":
-                return binding.id.removeprefix("runs.") in of_selection
+            case "runs.resume" if row and not self.selected:  # the line about the run says what the key does there
+                return row.phase != "damaged" and not is_mistaken(row.phase, row.exit_code)
             case "runs.demo":
                 return self._is_empty
-            case "runs.select":
-                return row is not None
             case "runs.compare":
                 return len(self.selected) > 1
             case _:
                 return True
+
+    @property
+    def refusing_keys(self) -> frozenset[str]:
+        """Ids of the keys that can do nothing to the run under the cursor, or to any of the selection."""
+        row = self.row
+        if row is None and not self.selected:
+            return frozenset(f"runs.{name}" for name in _ON_RUNS)
+        from ...readers.run_columns import is_tree
+
+        own = keys_of(row) if row else frozenset[str]()
+        selected = [each for each in self._rows if each.id in self.selected] if self.selected else []
+        several = {key for each in selected for key in keys_of(each)} if selected else own
+        working = (own - SELECTION_ACTIONS) | (several & SELECTION_ACTIONS)
+        if "repair" in several:
+            working |= {"resume"}
+        if row is not None:
+            working |= {"select"} if row.is_foreign else {"select", "note", "rename"}
+        if any(not each.is_foreign for each in selected or ([row] if row else [])):
+            working |= {"tag"}
+        if row is not None and row.pipeline:
+            working |= {"fold"}
+        if not is_tree(self.view.sort, self.view.group):
+            working -= {"fold"}
+        return frozenset(f"runs.{name}" for name in _ON_RUNS - working)
 
     # keys
 
@@ -326,8 +347,6 @@ class RunsScreen(ConsoleScreen):
 
     def action_run(self, what: str) -> None:
         """Act on the run under the cursor; stop, save, resume and delete act on the selection where there is one."""
-        from ..selection_actions import SELECTION_ACTIONS
-
         if what in SELECTION_ACTIONS and self.selected and [*self.selected] != [self.row_id]:
             self.selection_actions.act(what, [*self.selected])
         elif self.row is None:

@@ -32,8 +32,8 @@ def about_lines(row: Row, selected: Sequence[str]) -> list[Text]:
 
 
 def keys_of(row: Row) -> frozenset[str]:
-    """Return the actions that can do something to a run of the list."""
-    return frozenset({"open"}) if row.is_foreign else run_keys(row.stage, row.phase, saved=row.saved)
+    """Return the actions that can do something to a run of the list; another trainer's is only forgotten."""
+    return frozenset({"open", "delete"}) if row.is_foreign else run_keys(row.stage, row.phase, saved=row.saved)
 
 
 def _advice(row: Row) -> str:

@@ -84,13 +84,17 @@ class RunsTable(FastTable):
         """The run under the cursor."""
         return self.rows_shown[self.cursor_row] if 0 <= self.cursor_row < len(self.rows_shown) else None
 
-    def show(self, rows: list[Row], view: View) -> None:
+    def show(self, rows: list[Row], view: View, under: str | None = None) -> None:
         """Show these rows; the cursor stays on its run, and returns to it after a filter that matched none.
 
         Only cells that differ are drawn again.
+
+        Args:
+            rows: from top to bottom.
+            view: how they are shown.
+            under: the run that the cursor goes to.
         """
-        if self.current:
-            self._under = self.current.id
+        self._under = under or (self.current.id if self.current else self._under)
         room = view.width
         if len(rows) >= view.height - _LINES_AROUND:  # with the header, more lines than there are
             room -= self.styles.scrollbar_size_vertical
@@ -104,10 +108,10 @@ class RunsTable(FastTable):
                 self.add_column(name, key=name, width=width)
             for row in rows:
                 self.add_row(*cells[row.id], key=row.id)
-            if self._under in cells:
-                self.move_cursor(row=list(cells).index(self._under), animate=False)
         else:
             self._update(rows, names, cells)
+        if self._under in cells and (under or not same):
+            self.move_cursor(row=list(cells).index(self._under), animate=False)
         self.rows_shown, self._cells = rows, cells
 
     def _update(self, rows: list[Row], names: tuple[str, ...], cells: dict[str, tuple[Text, ...]]) -> None:

@@ -7,6 +7,7 @@ from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
 
+from ...units import NO_BREAK, unbroken
 from .text_lines import TextLines
 
 
@@ -90,5 +91,9 @@ class ScrollLines(TextLines, can_focus=True):
         indent = max(len(plain) - len(plain.lstrip()), self._hang)
         indent = indent if indent <= width // 4 else 0
         console = self.app.console  # pyright: ignore[reportUnknownMemberType]
-        first, *others = line[indent:].wrap(console, width - indent)
+        body = line[indent:]
+        body.plain = unbroken(body.plain)
+        first, *others = wrapped = body.wrap(console, width - indent)
+        for part in wrapped:
+            part.plain = part.plain.replace(NO_BREAK, " ")
         return [line[:indent] + first, *(Text(" " * indent) + part for part in others)]

@@ -101,8 +101,8 @@ def pending_text(requests: Sequence[str]) -> str:
 
 
 def silence_text(reader: Reader, now: float) -> str:
-    """Return how long a running run has written nothing; in whole minutes, so that it seldom changes."""
+    """Return how long a running run has written nothing; in whole units, so that it seldom changes."""
     updated = reader.history.updated
     if reader.phase not in ("running", "stalled", "stopping") or not updated or now - updated < _SILENT_SECONDS:
         return ""
-    return f"no update for {int((now - updated) // 60)} min"
+    return f"no update for {span(now - updated)}"

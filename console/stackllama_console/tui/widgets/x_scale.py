@@ -3,7 +3,7 @@
 import math
 
 from ...readers.x_axes import XAxis
-from ...units import duration, number
+from ...units import compact, duration, number
 from .axis import Tick, step_label, step_ticks
 
 _TIMES = (1, 2, 5, 10, 15, 30, *(60 * n for n in (1, 2, 5, 10, 15, 30)), *(3600 * n for n in (1, 2, 3, 6, 12)))
@@ -20,7 +20,7 @@ def x_ticks(start: float, stop: float, columns: int, axis: XAxis) -> list[Tick]:
     days = max(1, math.ceil(least / _DAY))
     step = next((step for step in _TIMES if step >= least), days * _DAY)
     first, last = math.ceil(start / step - 1e-6), math.floor(stop / step + 1e-6)
-    return [(index * step, _time(index * step)) for index in range(first, last + 1)]
+    return [(index * step, compact(index * step)) for index in range(first, last + 1)]
 
 
 def x_label(value: float, axis: XAxis) -> str:
@@ -40,24 +40,8 @@ def x_short(value: float, axis: XAxis) -> str:
     """Return a place as shortly as it can be said."""
     match axis:
         case "time":
-            return _time(round(value))
+            return compact(round(value))
         case "progress":
             return f"{number(value, digits=3)}%"
         case _:
             return step_label(value)
-
-
-def _time(seconds: float) -> str:
-    """Return ``45s``, ``10m``, ``1h30`` or ``2d3h``."""
-    minutes, second = divmod(int(abs(seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        text = f"{days}d{hour}h" if hour else f"{days}d"
-    elif hours:
-        text = f"{hours}h{minute:02d}" if minute else f"{hours}h"
-    elif minutes:
-        text = f"{minutes}m{second:02d}" if second else f"{minutes}m"
-    else:
-        text = f"{second}s" if second else "0"
-    return f"-{text}" if seconds < 0 and text != "0" else text
