@@ -1,0 +1,143 @@
+"""Metrics of healthy and broken PPO runs of the demo, which the tests of the health rules read.
+
+    python scripts/health_series.py --seeds 0 1 2           # every case, with these seeds; a minute or two per run
+    python scripts/health_series.py --seeds 5 --cases frozen
+    python scripts/health_series.py --tiny                  # one case of two steps; nothing is kept
+
+Writes ``tests/health/series/CASE-SEED.json``: the metrics of every step, rounded, and what was changed in the recipe.
+The base after SFT and the reward model are those of the demo with seed ``--base`` (0); PPO has the case's own seed.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+BROKEN = ROOT / "tests" / "health"
+SERIES = BROKEN / "series"
+COMMAND = [str(Path(sys.executable).parent / "stackllama-console")]
+_DIGITS = 6
+_LEFT_OUT = ("time/", "tokens_per_second", "response_tokens_per_second", "demo/")
+_QUICK = ("logging_steps=1", "eval_steps=0", "max_eval_samples=8", "eval_temperatures=[]", "eval_best_of=[]")
+
+
+class Case(NamedTuple):
+    """A way in which a run is healthy or broken."""
+
+    keys: tuple[str, ...]
+    """Changes of the demo's PPO recipe."""
+    steps: int
+    reward: str = "adapter"
+    """Directory of the reward model below the reward run; empty: none."""
+
+
+CASES = {
+    "healthy": Case((), 60),
+    "over_optimised": Case(("learning_rate=1e-3", "kl_coef=0"), 60),
+    "constant_reward": Case(("reward_funcs=[broken_rewards:constant]",), 20, reward=""),
+    "length_reward": Case(("reward_funcs=[broken_rewards:length]", "kl_coef=0.05"), 30, reward=""),
+    "headless_reward": Case((), 20, reward="headless/adapter"),
+    "wrong_template": Case(("prompt_format=none",), 20),
+    "frozen": Case(("learning_rate=1e-9",), 20),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record the cases; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Record metrics of healthy and broken runs.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--base", type=int, default=0, help="seed of SFT and reward model")
+    parser.add_argument("--home", type=Path, help="keep the runs here, and use those that are there")
+    parser.add_argument("--tiny", action="store_true", help="one case of two steps; nothing is kept")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        home = options.home or Path(scratch)
+        base = _base(home, options.base, tiny=options.tiny)
+        cases = ["healthy"] if options.tiny else options.cases
+        for seed in options.seeds[: 1 if options.tiny else None]:
+            for name in cases:
+                series = _record(home, base, name, seed, tiny=options.tiny)
+                if not options.tiny:
+                    SERIES.mkdir(exist_ok=True)
+                    (SERIES / f"{name}-{seed}.json").write_text(json.dumps(series) + "\n", encoding="utf-8")
+                sys.stdout.write(f"{name}, seed {seed}: {len(series['steps'])} steps\n")
+                sys.stdout.flush()
+    return 0
+
+
+def _base(home: Path, seed: int, *, tiny: bool) -> Path:
+    """Return the pipeline whose base and reward model the cases use; made where it is not there."""
+    pipeline = home / "runs" / f"base-{seed}"
+    if not pipeline.exists():
+        short = [f"{stage}.max_steps=2" for stage in ("sft", "reward")] if tiny else []
+        quick = [f"ppo.{word}" for word in (*_QUICK, "max_steps=1")]
+        seeds = [f"{stage}.seed={seed}" for stage in ("sft", "reward", "ppo")]
+        recipe = ROOT / "engine" / "stackllama_engine" / "demo_base" / "demo.yaml"
+        _run(home, "launch", "pipeline", str(recipe), *seeds, *quick, *short, "--name", pipeline.name, "--follow")
+    _drop_head(pipeline.with_name(f"{pipeline.name}-reward"))
+    return pipeline
+
+
+def _drop_head(reward: Path) -> None:
+    """Write a copy of the reward model whose score head is random, as a merge that loses it leaves one."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    copy = reward / "headless"
+    if copy.exists():
+        return
+    shutil.copytree(reward / "adapter", copy / "adapter")
+    shutil.copy(reward / "result.json", copy)
+    file = copy / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    shuffle = torch.Generator().manual_seed(0)
+    for name in [name for name in weights if "score" in name]:
+        weights[name] = torch.empty_like(weights[name]).normal_(0, 0.02, generator=shuffle)
+    save_file(weights, file)
+
+
+def _record(home: Path, base: Path, name: str, seed: int, *, tiny: bool) -> dict[str, Any]:
+    case = CASES[name]
+    ppo = base.with_name(f"{base.name}-ppo")
+    run = home / "runs" / f"{name}-{seed}"
+    words = [f"seed={seed}", f"max_steps={2 if tiny else case.steps}", *_QUICK, *case.keys]
+    if case.reward:
+        words.append(f"reward_model_path={base.with_name(f'{base.name}-reward') / case.reward}")
+    else:
+        words.append("reward_model_path=null")
+    if not run.exists():
+        _run(home, "launch", "ppo", str(ppo / "recipe.yaml"), *words, "--name", run.name, "--follow")
+    steps: dict[int, dict[str, Any]] = {}
+    for line in (run / "attempts" / "001" / "events.jsonl").read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        if event["kind"] == "metrics" and "objective/scores" in event["metrics"]:
+            steps[event["step"]] = event["metrics"]
+    names = [key for key in next(iter(steps.values())) if not key.startswith(_LEFT_OUT)]
+    return {
+        "case": name,
+        "seed": seed,
+        "keys": list(case.keys),
+        "steps": list(steps),
+        "metrics": {key: [_rounded(row.get(key)) for row in steps.values()] for key in names},
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{_DIGITS}g}")
+
+
+def _run(home: Path, *words: str) -> None:
+    environment = os.environ | {"STACKLLAMA_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*COMMAND, *words], cwd=BROKEN, env=environment, check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
