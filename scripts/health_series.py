@@ -27,6 +27,9 @@ _DIGITS = 6
 _LEFT_OUT = ("time/", "tokens_per_second", "response_tokens_per_second", "demo/")
 _QUICK = ("logging_steps=1", "eval_steps=0", "max_eval_samples=8", "eval_temperatures=[]", "eval_best_of=[]")
 
+_HALF = ("per_device_train_batch_size=16",)
+"""Half the demo's responses per step, for what is broken; half the time."""
+
 
 class Case(NamedTuple):
     """A way in which a run is healthy or broken."""
@@ -39,8 +42,8 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "healthy": Case((), 60),
-    "over_optimised": Case(("learning_rate=1e-3", "kl_coef=0"), 60),
+    "healthy": Case((), 40),
+    "over_optimised": Case(("learning_rate=1e-3", "kl_coef=0"), 40),
     "constant_reward": Case(("reward_funcs=[broken_rewards:constant]",), 20, reward=""),
     "length_reward": Case(("reward_funcs=[broken_rewards:length]", "kl_coef=0.05"), 30, reward=""),
     "headless_reward": Case((), 20, reward="headless/adapter"),
@@ -108,7 +111,8 @@ def _record(home: Path, base: Path, name: str, seed: int, *, tiny: bool) -> dict
     case = CASES[name]
     ppo = base.with_name(f"{base.name}-ppo")
     run = home / "runs" / f"{name}-{seed}"
-    words = [f"seed={seed}", f"max_steps={2 if tiny else case.steps}", *_QUICK, *case.keys]
+    batch = () if name == "healthy" else _HALF
+    words = [f"seed={seed}", f"max_steps={2 if tiny else case.steps}", *_QUICK, *batch, *case.keys]
     if case.reward:
         words.append(f"reward_model_path={base.with_name(f'{base.name}-reward') / case.reward}")
     else:

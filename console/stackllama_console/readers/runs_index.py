@@ -71,6 +71,8 @@ class Row(Struct, frozen=True, kw_only=True):
     saved: bool = True
     """Whether it has a checkpoint, as far as that was looked for."""
     cause: str | None = None
+    findings: int = 0
+    """Number of health rules that have found something and not cleared."""
     error: str | None = None
 
     @property
@@ -276,6 +278,7 @@ class _Watched:
             exit_code=state.exit_code,
             saved=bool(checkpoint_names(self.run)),
             cause=state.cause,
+            findings=len(state.findings),
             error=error,
             elsewhere=self._state.elsewhere,
             values={one_line(name): value for name, value in history.last.items()},

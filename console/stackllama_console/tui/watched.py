@@ -18,7 +18,7 @@ from stackllama_engine.launch.gpu_watch import watched_cards
 
 from ..eval_summary import conditions_of
 from ..gpu_lines import GpuView
-from ..readers.advice import Fix, find_fix
+from ..readers.advice import Fix, find_change, find_fix
 from ..readers.foreign import open_foreign
 from ..readers.logs import LogReader
 from ..readers.machine import Machine, describe, is_local
@@ -68,7 +68,8 @@ class Watched:
         """How the held-out prompts were sampled, where metrics of that are shown."""
         self.note = ""
         self.fix: Fix | None = None
-        """The change that the cause of a failed run advises, or of a failed pipeline that of the stage shown."""
+        """The change that the cause of a failed run advises, or of a failed pipeline that of the stage shown; of any
+        other run the one that its newest health finding advises."""
         self.left_nothing = False
         """Whether what is shown has saved nothing yet that could be chatted with."""
         self._fix_of: object = None
@@ -180,13 +181,16 @@ class Watched:
 
     def _find_fix(self) -> None:
         run, state = self.shown_run or self.run, getattr(self.reader, "state", None)
-        key = run.id if run else None, state, self.shows_failure
+        findings = self.reader.history.findings
+        key = run.id if run else None, state, self.shows_failure, tuple(findings.values())
         if key == self._fix_of:
             return
         self._fix_of, self.fix = key, None
         if run and state and self.shows_failure:
             first = self.pipeline is not None and len(self.pipeline.children) == 1
             self.fix = find_fix(run, state, self.run if first else None)
+        elif run and state and findings:
+            self.fix = find_change(run, state.stage, findings.values())
 
     def _read_evaluation(self) -> str:
         run, state = self.shown_run, getattr(self.reader, "state", None)

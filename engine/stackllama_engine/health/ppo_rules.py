@@ -85,11 +85,11 @@ def ratio_off(window: Window, recipe: PPORecipe) -> Seen | None:
 
 def clipping_high(window: Window, recipe: PPORecipe) -> Seen | None:
     """Find updates of which many tokens are clipped: they move the policy further than a rollout can tell it."""
-    values = window.newest("policy/clipfrac_avg", _SHORT)
+    values = window.newest("policy/clipfrac_avg", _LONG)
     if not values or fmean(values) <= _CLIPPED:
         return None
     return Seen(
-        f"{fmean(values):.0%} of the tokens were clipped at `cliprange={recipe.cliprange:g}` over {_SHORT} steps",
+        f"{fmean(values):.0%} of the tokens were clipped at `cliprange={recipe.cliprange:g}` over {_LONG} steps",
         _smaller_steps(recipe),
     )
 
