@@ -37,8 +37,10 @@ class Case(NamedTuple):
     keys: tuple[str, ...]
     """Changes of the demo's PPO recipe."""
     steps: int
-    reward: str = "adapter"
-    """Directory of the reward model below the reward run; empty: none."""
+    reward: str = "reward/adapter"
+    """Directory of the reward model, after the pipeline's name; empty: none."""
+    base: str = "sft-merged/merged"
+    """Directory of the policy's base, likewise."""
 
 
 CASES = {
@@ -46,8 +48,8 @@ CASES = {
     "over_optimised": Case(("learning_rate=1e-3", "kl_coef=0"), 40),
     "constant_reward": Case(("reward_funcs=[broken_rewards:constant]",), 20, reward=""),
     "length_reward": Case(("reward_funcs=[broken_rewards:length]", "kl_coef=0.05"), 30, reward=""),
-    "headless_reward": Case((), 20, reward="headless/adapter"),
-    "wrong_template": Case(("prompt_format=none",), 20),
+    "headless_reward": Case((), 20, reward="reward/headless/adapter"),
+    "wrong_template": Case(("prompt_format=none",), 20, "reward-merged/unrecorded", "sft-merged/unrecorded"),
     "frozen": Case(("learning_rate=1e-9",), 20),
 }
 
@@ -86,7 +88,15 @@ def _base(home: Path, seed: int, *, tiny: bool) -> Path:
         recipe = ROOT / "engine" / "stackllama_engine" / "demo_base" / "demo.yaml"
         _run(home, "launch", "pipeline", str(recipe), *seeds, *quick, *short, "--name", pipeline.name, "--follow")
     _drop_head(pipeline.with_name(f"{pipeline.name}-reward"))
+    for suffix in ("sft-merged", "reward-merged"):
+        _forget_format(pipeline.with_name(f"{pipeline.name}-{suffix}"))
     return pipeline
+
+
+def _forget_format(merged: Path) -> None:
+    """Copy a merged model without the record of its prompt format, by which a launch refuses another one."""
+    if not (copy := merged / "unrecorded").exists():
+        shutil.copytree(merged / "merged", copy, ignore=shutil.ignore_patterns("prompt_format.json", "base.json"))
 
 
 def _drop_head(reward: Path) -> None:
@@ -113,10 +123,8 @@ def _record(home: Path, base: Path, name: str, seed: int, *, tiny: bool) -> dict
     run = home / "runs" / f"{name}-{seed}"
     batch = () if name == "healthy" else _HALF
     words = [f"seed={seed}", f"max_steps={2 if tiny else case.steps}", *_QUICK, *batch, *case.keys]
-    if case.reward:
-        words.append(f"reward_model_path={base.with_name(f'{base.name}-reward') / case.reward}")
-    else:
-        words.append("reward_model_path=null")
+    words.append(f"model_name_or_path={base}-{case.base}")
+    words.append(f"reward_model_path={f'{base}-{case.reward}' if case.reward else 'null'}")
     if not run.exists():
         _run(home, "launch", "ppo", str(ppo / "recipe.yaml"), *words, "--name", run.name, "--follow")
     steps: dict[int, dict[str, Any]] = {}
@@ -129,6 +137,7 @@ def _record(home: Path, base: Path, name: str, seed: int, *, tiny: bool) -> dict
         "case": name,
         "seed": seed,
         "keys": list(case.keys),
+        "base_loss": json.loads(base.with_name(f"{base.name}-sft").joinpath("result.json").read_text())["eval_loss"],
         "steps": list(steps),
         "metrics": {key: [_rounded(row.get(key)) for row in steps.values()] for key in names},
     }

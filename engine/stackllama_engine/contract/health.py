@@ -17,6 +17,7 @@ Rule = Literal[
     "clipping_high",
     "policy_frozen",
     "entropy_collapse",
+    "entropy_high",
     "no_end",
     "reward_by_length",
     "reward_by_repetition",

@@ -18,20 +18,25 @@ _SHORT, _LONG = 5, 10
 _FAR = 2.0
 """Times `target`. The controller multiplies its error by at most 0.2 per horizon (arXiv:1909.08593, section 2.2): from
 1.2 times the target on it pushes as hard as it can."""
-_KL_PER_TOKEN = 0.3
-"""Nats. With a fixed coefficient there is no target; at so much per token most tokens are no longer the reference's."""
+_KL_FIXED, _KL_PER_TOKEN = 10.0, 0.3
+"""Nats per response, where TRL's training FAQ would have it below, and per token, as long responses may differ more;
+with a fixed coefficient, which has no target."""
 _CLIPPED = 0.3
 _RATIO_OFF = 0.1
 _STILL = 1e-7
 """Approximate KL per token of an update that changes nothing."""
 _COLLAPSED = 0.3
 """Share of the entropy at the start."""
+_UNSURE = 1.4
+"""Times the base's held-out loss: of a calibrated model the entropy of its own responses is about that loss."""
 _ENDS_LOST = 0.2
 _ENDS_FEW = 0.5
 _ALIKE = 0.02
 """Share of the spread at the start."""
-_OUTSIDE = 0.1
+_OUTSIDE = 0.2
 _SPIKE = 5.0
+_USELESS = -0.05
+"""Explained variance; 0 is that of the mean, give or take a batch's noise."""
 _SKIPPED = 0.2
 _BY_LENGTH = 0.5
 """Correlation of score and length over the responses of a step."""
@@ -61,14 +66,14 @@ def kl_negative(window: Window, recipe: PPORecipe) -> Seen | None:
 
 
 def kl_high(window: Window, recipe: PPORecipe) -> Seen | None:
-    """Find a KL far above `target`; with a fixed coefficient, above it and high per token."""
+    """Find a KL far above `target`; with a fixed coefficient, high per response and per token."""
     values, lengths = window.newest("objective/kl", _SHORT), window.newest("response_length", _SHORT)
     if not values or not lengths:
         return None
     kl, per_token = fmean(values), fmean(values) / fmean(lengths)
     if recipe.adap_kl_ctrl and kl <= _FAR * recipe.target:
         return None
-    if not recipe.adap_kl_ctrl and (kl <= recipe.target or per_token <= _KL_PER_TOKEN):
+    if not recipe.adap_kl_ctrl and (kl <= _KL_FIXED or per_token <= _KL_PER_TOKEN):
         return None
     limit = f"`target` is {recipe.target:g}" if recipe.adap_kl_ctrl else f"{per_token:.2f} per token"
     tries = [_more_kl(window), {"learning_rate": f"{recipe.learning_rate / 2:.3g}"}]
@@ -112,6 +117,20 @@ def entropy_collapse(window: Window, recipe: PPORecipe) -> Seen | None:
     return Seen(
         f"the entropy fell from {fmean(early):.2f} to {fmean(values):.2f} nats per token",
         [{"ent_coef": f"{recipe.ent_coef or 0.005:g}"}, _more_kl(window)],
+    )
+
+
+def entropy_high(window: Window, recipe: PPORecipe) -> Seen | None:
+    """Find a base that is much less sure of its responses than of the texts that it was trained on."""
+    early = window.early("policy/entropy_avg")
+    values = window.newest("policy/entropy_avg", _SHORT)
+    if not early or not values or window.base_loss is None or recipe.temperature > 1:
+        return None
+    if min(fmean(early), fmean(values)) <= _UNSURE * window.base_loss:
+        return None
+    return Seen(
+        f"the entropy was {fmean(values):.2f} nats per token ({fmean(early):.2f} in the first {len(early)} steps), but "
+        f"the held-out loss of the base's own training was {window.base_loss:.2f}"
     )
 
 
@@ -199,7 +218,7 @@ def value_loss_spike(window: Window, recipe: PPORecipe) -> Seen | None:
 def critic_useless(window: Window, recipe: PPORecipe) -> Seen | None:
     """Find a critic that predicts returns worse than their mean would; in the first steps it may."""
     values = window.newest("val/var_explained", _LONG)
-    if not values or window.step < 2 * _LONG or fmean(values) >= 0:
+    if not values or window.step < 2 * _LONG or fmean(values) >= _USELESS:
         return None
     return Seen(
         f"the critic explained {fmean(values):.2f} of the variance of the returns over {_LONG} steps",

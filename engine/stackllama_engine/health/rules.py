@@ -52,6 +52,11 @@ RULES: tuple[HealthRule, ...] = (
         "Responses become alike, and PPO has nothing left to compare.",
     ),
     HealthRule(
+        "entropy_high",
+        ppo_rules.entropy_high,
+        "The prompts are not in the format that the base was trained with, or are of another kind.",
+    ),
+    HealthRule(
         "no_end",
         ppo_rules.no_end,
         "The prompt format or end token is not that of the base, `response_length` is short for the task, or length "

@@ -14,11 +14,12 @@ class HealthWatch:
 
     Args:
         recipe: the PPO recipe.
+        base_loss: see :class:`.window.Window`.
     """
 
-    def __init__(self, recipe: PPORecipe) -> None:
+    def __init__(self, recipe: PPORecipe, base_loss: float | None = None) -> None:
         self._recipe = recipe
-        self._window = Window()
+        self._window = Window(base_loss)
         self._quiet: dict[str, int] = {}  # rule that has found something → steps since it last did
 
     def observe(self, step: int, metrics: Metrics) -> list[Finding]:

@@ -13,9 +13,14 @@ Metrics = Mapping[str, float | None]
 
 
 class Window:
-    """Metrics per step, by name."""
+    """Metrics per step, by name.
 
-    def __init__(self) -> None:
+    Args:
+        base_loss: held-out loss of the run that trained the base, in nats per token; None: not known.
+    """
+
+    def __init__(self, base_loss: float | None = None) -> None:
+        self.base_loss = base_loss
         self._early: list[Metrics] = []
         self._newest: deque[tuple[int, Metrics]] = deque(maxlen=_KEPT)
         self._peaks: dict[str, float] = {}

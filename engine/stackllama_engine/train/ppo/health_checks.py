@@ -2,10 +2,16 @@
 
 from collections.abc import Mapping
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
+from ...contract.children import known_parents
 from ...contract.events import EventReader
 from ...contract.health import Finding, finding_of
 from ...contract.recipe import PPORecipe
+from ...contract.run_dir import RunDir
+from ...contract.run_files import UNDECODABLE, decode_file
+from ...contract.stages import Stage
 from ...health.watch import HealthWatch
 from ..session import Session
 
@@ -21,7 +27,7 @@ class HealthChecks:
     def __init__(self, recipe: PPORecipe, session: Session) -> None:
         self._recipe = recipe
         self._session = session
-        self._watch = HealthWatch(recipe)
+        self._watch = HealthWatch(recipe, base_loss(recipe))
 
     def resume(self, step: int) -> None:
         """Take over the metrics and findings of earlier attempts, up to the step that a run is resumed from."""
@@ -48,3 +54,16 @@ class HealthChecks:
                     f"`pause_on` stopped the run after step {step}: {finding.message} Resume to go on all the same; "
                     f"{finding.rule} stops it again only after it has cleared."
                 )
+
+
+def base_loss(recipe: PPORecipe) -> float | None:
+    """Return the held-out loss of the run whose adapter was merged into the base, in nats per token; None: unknown."""
+    merge = RunDir(Path(recipe.model_name_or_path).parent)
+    for parent in known_parents(merge)[:1]:
+        try:
+            result = decode_file(merge.path.parent / parent / "result.json", dict[str, Any])
+        except (OSError, *UNDECODABLE):
+            return None
+        loss = result.get("eval_loss")
+        return float(loss) if isinstance(loss, int | float) and result.get("stage") == Stage.SFT.value else None
+    return None
