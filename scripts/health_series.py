@@ -4,7 +4,7 @@
     python scripts/health_series.py --seeds 5 --cases frozen
     python scripts/health_series.py --tiny                  # one case of two steps; nothing is kept
 
-Writes ``tests/health/series/CASE-SEED.json``: the metrics of every step, rounded, and what was changed in the recipe.
+Writes ``tests/health/series/CASE-SEED.json``: the metrics of every step that rules read, rounded, and what was changed in the recipe.
 The base after SFT and the reward model are those of the demo with seed ``--base`` (0); PPO has the case's own seed.
 """
 
@@ -23,8 +23,16 @@ ROOT = Path(__file__).resolve().parents[1]
 BROKEN = ROOT / "tests" / "health"
 SERIES = BROKEN / "series"
 COMMAND = [str(Path(sys.executable).parent / "stackllama-console")]
-_DIGITS = 6
-_LEFT_OUT = ("time/", "tokens_per_second", "response_tokens_per_second", "demo/")
+_DIGITS = 4
+_KEPT = frozenset(
+    """
+    objective/scores objective/scores_std objective/kl objective/kl_coef response_length val/num_tokens
+    val/num_eos_tokens val/length_correlation val/repetition val/scores_outside_range val/ratio val/var_explained
+    policy/clipfrac_avg policy/approxkl_avg policy/entropy_avg reward/model loss/value_avg learning_rate ppo/updates
+    ppo/skipped_updates
+    """.split()
+)
+"""Metrics that rules read."""
 _QUICK = ("logging_steps=1", "eval_steps=0", "max_eval_samples=8", "eval_temperatures=[]", "eval_best_of=[]")
 
 _HALF = ("per_device_train_batch_size=16",)
@@ -132,7 +140,7 @@ def _record(home: Path, base: Path, name: str, seed: int, *, tiny: bool) -> dict
         event = json.loads(line)
         if event["kind"] == "metrics" and "objective/scores" in event["metrics"]:
             steps[event["step"]] = event["metrics"]
-    names = [key for key in next(iter(steps.values())) if not key.startswith(_LEFT_OUT)]
+    names = [key for key in next(iter(steps.values())) if key in _KEPT]
     return {
         "case": name,
         "seed": seed,

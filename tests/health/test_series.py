@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.health import Finding
 from stackllama_engine.contract.recipe import PipelineRecipe, PPORecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.health.watch import HealthWatch
-from stackllama_engine.train import demo_base
 
 SERIES = sorted((Path(__file__).parent / "series").glob("*.json"))
-DEMO = Path(demo_base.__file__).parents[1] / "demo_base" / "demo.yaml"
+DEMO = DEMO_BASE / "demo.yaml"
 RIGHT = {
     "over_optimised": {"kl_high"},
     "constant_reward": {"scores_alike"},
