@@ -4,8 +4,8 @@
     python scripts/health_series.py --seeds 5 --cases frozen
     python scripts/health_series.py --tiny                  # one case of two steps; nothing is kept
 
-Writes ``tests/health/series/CASE-SEED.json``: the metrics of every step that rules read, rounded, and what was changed in the recipe.
-The base after SFT and the reward model are those of the demo with seed ``--base`` (0); PPO has the case's own seed.
+Writes ``tests/health/series/CASE-SEED.json``: what rules read of every step, rounded, and what was changed in the
+recipe. The base after SFT and the reward model are those of the demo with seed ``--base`` (0); PPO has its own seed.
 """
 
 import argparse
@@ -25,12 +25,28 @@ SERIES = BROKEN / "series"
 COMMAND = [str(Path(sys.executable).parent / "stackllama-console")]
 _DIGITS = 4
 _KEPT = frozenset(
-    """
-    objective/scores objective/scores_std objective/kl objective/kl_coef response_length val/num_tokens
-    val/num_eos_tokens val/length_correlation val/repetition val/scores_outside_range val/ratio val/var_explained
-    policy/clipfrac_avg policy/approxkl_avg policy/entropy_avg reward/model loss/value_avg learning_rate ppo/updates
-    ppo/skipped_updates
-    """.split()
+    {
+        "objective/scores",
+        "objective/scores_std",
+        "objective/kl",
+        "objective/kl_coef",
+        "response_length",
+        "val/num_tokens",
+        "val/num_eos_tokens",
+        "val/length_correlation",
+        "val/repetition",
+        "val/scores_outside_range",
+        "val/ratio",
+        "val/var_explained",
+        "policy/clipfrac_avg",
+        "policy/approxkl_avg",
+        "policy/entropy_avg",
+        "reward/model",
+        "loss/value_avg",
+        "learning_rate",
+        "ppo/updates",
+        "ppo/skipped_updates",
+    }
 )
 """Metrics that rules read."""
 _QUICK = ("logging_steps=1", "eval_steps=0", "max_eval_samples=8", "eval_temperatures=[]", "eval_best_of=[]")
@@ -145,10 +161,15 @@ def _record(home: Path, base: Path, name: str, seed: int, *, tiny: bool) -> dict
         "case": name,
         "seed": seed,
         "keys": list(case.keys),
-        "base_loss": json.loads(base.with_name(f"{base.name}-sft").joinpath("result.json").read_text())["eval_loss"],
+        "base_loss": _result(base, "sft")["eval_loss"],
+        "score_std": _result(base, "reward")["score_std"] if case.reward.startswith("reward/") else None,
         "steps": list(steps),
         "metrics": {key: [_rounded(row.get(key)) for row in steps.values()] for key in names},
     }
+
+
+def _result(base: Path, stage: str) -> dict[str, Any]:
+    return json.loads((base.with_name(f"{base.name}-{stage}") / "result.json").read_text(encoding="utf-8"))
 
 
 def _rounded(value: float | None) -> float | None:

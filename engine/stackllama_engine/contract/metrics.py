@@ -960,8 +960,8 @@ _FUNCTIONS = {"reward/": "reward components", "eval/reward/": "held-out reward c
 ABSTAINED = "_abstained"
 """After the metric of a reward function: the share of responses that it abstained from."""
 
-SCORE_RANGE = "score_range"
-"""Key of a reward run's ``result.json``: lowest and highest score of its held-out responses."""
+SCORE_RANGE, SCORE_STD = "score_range", "score_std"
+"""Keys of a reward run's ``result.json``: lowest and highest score of its held-out responses, standard deviation."""
 
 RESULTS: dict[str, Better] = {"after.mean_reward": "higher", "after.true_utility": "higher"}
 """Numbers of ``result.json`` that are in no event, and which way is better."""

@@ -33,6 +33,7 @@ _ENDS_LOST = 0.2
 _ENDS_FEW = 0.5
 _ALIKE = 0.02
 """Share of the spread at the start."""
+_LESS_SPREAD = 1 / 3
 _OUTSIDE = 0.2
 _SPIKE = 5.0
 _USELESS = -0.05
@@ -124,13 +125,14 @@ def entropy_high(window: Window, recipe: PPORecipe) -> Seen | None:
     """Find a base that is much less sure of its responses than of the texts that it was trained on."""
     early = window.early("policy/entropy_avg")
     values = window.newest("policy/entropy_avg", _SHORT)
-    if not early or not values or window.base_loss is None or recipe.temperature > 1:
+    loss = window.known.base_loss
+    if not early or not values or loss is None or recipe.temperature > 1:
         return None
-    if min(fmean(early), fmean(values)) <= _UNSURE * window.base_loss:
+    if min(fmean(early), fmean(values)) <= _UNSURE * loss:
         return None
     return Seen(
         f"the entropy was {fmean(values):.2f} nats per token ({fmean(early):.2f} in the first {len(early)} steps), but "
-        f"the held-out loss of the base's own training was {window.base_loss:.2f}"
+        f"the held-out loss of the base's own training was {loss:.2f}"
     )
 
 
@@ -183,12 +185,22 @@ def reward_by_repetition(window: Window, recipe: PPORecipe) -> Seen | None:
 
 
 def scores_alike(window: Window, recipe: PPORecipe) -> Seen | None:
-    """Find responses that have nearly the same score."""
-    values, first = window.newest(SCORES_STD, 3), window.early(SCORES_STD)
-    start = fmean(first) if first else 0.0
-    if not values or max(values) > max(1e-6, _ALIKE * start):
+    """Find responses that have nearly the same score.
+
+    Nearly: none of the spread at the start, or from the start on a fraction of the spread that the reward model's
+    scores of its own held-out responses had.
+    """
+    values, early = window.newest(SCORES_STD, 3), window.early(SCORES_STD)
+    start = fmean(early) if early else 0.0
+    if not values:
         return None
-    return Seen(f"the scores of a step's responses had a standard deviation of {max(values):.2g} for 3 steps")
+    seen = f"the scores of a step's responses had a standard deviation of at most {max(values):.2g} for 3 steps"
+    if max(values) <= max(1e-6, _ALIKE * start):
+        return Seen(seen)
+    own = window.known.score_std
+    if recipe.reward_funcs or own is None or not early or max(start, *values) >= _LESS_SPREAD * own:
+        return None
+    return Seen(f"{seen} ({start:.2g} at the start), and those of the reward model's own held-out responses {own:.2g}")
 
 
 def scores_out_of_range(window: Window, recipe: PPORecipe) -> Seen | None:

@@ -75,7 +75,8 @@ RULES: tuple[HealthRule, ...] = (
     HealthRule(
         "scores_alike",
         ppo_rules.scores_alike,
-        "There is nothing to learn from: the reward is constant or saturated, or the responses are all the same.",
+        "There is nothing to learn from: the reward is constant or saturated, the responses are all the same, or the "
+        "reward model has lost its head or reads another format.",
     ),
     HealthRule(
         "scores_out_of_range",

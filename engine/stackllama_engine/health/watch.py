@@ -3,7 +3,7 @@
 from ..contract.health import Finding
 from ..contract.recipe import PPORecipe
 from .rules import RULES
-from .window import Metrics, Window
+from .window import Known, Metrics, Window
 
 CLEAR = 10
 """Steps in a row without a finding after which its rule may find again, so that one on the edge does not repeat."""
@@ -14,12 +14,12 @@ class HealthWatch:
 
     Args:
         recipe: the PPO recipe.
-        base_loss: see :class:`.window.Window`.
+        known: of its base and reward model.
     """
 
-    def __init__(self, recipe: PPORecipe, base_loss: float | None = None) -> None:
+    def __init__(self, recipe: PPORecipe, known: Known | None = None) -> None:
         self._recipe = recipe
-        self._window = Window(base_loss)
+        self._window = Window(known or Known())
         self._quiet: dict[str, int] = {}  # rule that has found something → steps since it last did
 
     def observe(self, step: int, metrics: Metrics) -> list[Finding]:

@@ -4,6 +4,8 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
+from msgspec import Struct
+
 EARLY = 5
 """First steps of a run, which later ones are compared with."""
 _KEPT = 40
@@ -12,15 +14,20 @@ _KEPT = 40
 Metrics = Mapping[str, float | None]
 
 
+class Known(Struct, frozen=True, kw_only=True):
+    """What is known of a run's base and reward model from the runs that trained them; None: not known."""
+
+    base_loss: float | None = None
+    """Held-out loss of the base's SFT run, in nats per token."""
+    score_std: float | None = None
+    """Standard deviation of the reward model's scores of its own held-out responses."""
+
+
 class Window:
-    """Metrics per step, by name.
+    """Metrics per step, by name."""
 
-    Args:
-        base_loss: held-out loss of the run that trained the base, in nats per token; None: not known.
-    """
-
-    def __init__(self, base_loss: float | None = None) -> None:
-        self.base_loss = base_loss
+    def __init__(self, known: Known) -> None:
+        self.known = known
         self._early: list[Metrics] = []
         self._newest: deque[tuple[int, Metrics]] = deque(maxlen=_KEPT)
         self._peaks: dict[str, float] = {}

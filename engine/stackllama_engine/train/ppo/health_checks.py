@@ -8,11 +8,13 @@ from typing import Any
 from ...contract.children import known_parents
 from ...contract.events import EventReader
 from ...contract.health import Finding, finding_of
+from ...contract.metrics import SCORE_STD
 from ...contract.recipe import PPORecipe
 from ...contract.run_dir import RunDir
 from ...contract.run_files import UNDECODABLE, decode_file
 from ...contract.stages import Stage
 from ...health.watch import HealthWatch
+from ...health.window import Known
 from ..session import Session
 
 
@@ -27,7 +29,7 @@ class HealthChecks:
     def __init__(self, recipe: PPORecipe, session: Session) -> None:
         self._recipe = recipe
         self._session = session
-        self._watch = HealthWatch(recipe, base_loss(recipe))
+        self._watch = HealthWatch(recipe, known_of(recipe))
 
     def resume(self, step: int) -> None:
         """Take over the metrics and findings of earlier attempts, up to the step that a run is resumed from."""
@@ -56,14 +58,25 @@ class HealthChecks:
                 )
 
 
-def base_loss(recipe: PPORecipe) -> float | None:
-    """Return the held-out loss of the run whose adapter was merged into the base, in nats per token; None: unknown."""
+def known_of(recipe: PPORecipe) -> Known:
+    """Read what the runs that trained base and reward model wrote in their results, where there are such runs."""
     merge = RunDir(Path(recipe.model_name_or_path).parent)
-    for parent in known_parents(merge)[:1]:
-        try:
-            result = decode_file(merge.path.parent / parent / "result.json", dict[str, Any])
-        except (OSError, *UNDECODABLE):
-            return None
-        loss = result.get("eval_loss")
-        return float(loss) if isinstance(loss, int | float) and result.get("stage") == Stage.SFT.value else None
-    return None
+    trained = [merge.path.parent / parent for parent in known_parents(merge)[:1]]
+    sft = _result(trained[0]) if trained else {}
+    reward = _result(Path(recipe.reward_model_path).parent) if recipe.reward_model_path else {}
+    return Known(
+        base_loss=_number(sft.get("eval_loss")) if sft.get("stage") == Stage.SFT.value else None,
+        score_std=_number(reward.get(SCORE_STD)),
+    )
+
+
+def _result(run: Path) -> dict[str, Any]:
+    """Return a run's ``result.json``; empty where there is none that can be read."""
+    try:
+        return decode_file(run / "result.json", dict[str, Any])
+    except (OSError, *UNDECODABLE):
+        return {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
