@@ -39,7 +39,7 @@ class Finding(Struct, frozen=True, kw_only=True, rename={"tries": "try"}):
     Attributes:
         rule: a :data:`Rule`, or one of a newer version.
         step: after which it was found.
-        seen: what was seen, with figures; no full stop.
+        seen: what was seen, with numbers; no full stop.
         means: what that usually means; a sentence.
         tries: changes of the recipe to try, alternatives of one or more keys each.
         cleared: the rule finds nothing any longer.

@@ -46,7 +46,7 @@ _REPEATED = 0.15
 
 
 class Seen(Struct, frozen=True):
-    """What a rule saw: a sentence with figures and without a full stop, and changes to try."""
+    """What a rule saw: a sentence with numbers and without a full stop, and changes to try."""
 
     text: str
     tries: list[Changes] = []

@@ -53,7 +53,7 @@ class HealthChecks:
             if finding.rule in self._recipe.pause_on and not finding.cleared:
                 self._session.requests.must_stop = True
                 self._session.reporter.stop_cause = (
-                    f"`pause_on` stopped the run after step {step}: {finding.message} Resume to go on all the same; "
+                    f"`pause_on` stopped the run after step {step}: {finding.message} Resume to continue all the same; "
                     f"{finding.rule} stops it again only after it has cleared."
                 )
 
