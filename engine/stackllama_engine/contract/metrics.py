@@ -53,6 +53,7 @@ class Metric(Struct, frozen=True, kw_only=True):
     help: str = ""
 
 
+JUDGE = "eval/judge"
 SCORES_STD = "objective/scores_std"
 LENGTH_CORRELATION = "val/length_correlation"
 REPETITION = "val/repetition"
@@ -630,6 +631,22 @@ METRICS: tuple[Metric, ...] = (
         stages=(PPO,),
         label="clipped scores",
         help="With `cliprange_reward`: share of scores that were clipped.",
+    ),
+    Metric(
+        name=JUDGE,
+        stages=(PPO,),
+        label="held-out judge",
+        chart="held-out judge",
+        series="held-out",
+        better="higher",
+        help="What decides which evaluation is the best: the mean of the reward function of weight 0 on held-out "
+        "prompts; without one, of score − the recipe's `kl_coef` × KL.",
+    ),
+    Metric(
+        name=f"{JUDGE}_se",
+        stages=(PPO,),
+        label="its standard error",
+        help=f"Standard error of `{JUDGE}` over the held-out prompts.",
     ),
     Metric(
         name="eval/objective",

@@ -22,7 +22,7 @@ from ..saving import Saver, newest_sealed
 from ..serving import Service, serve
 from ..session import Session
 from ..signals import Stopped
-from . import fault_tolerance, losses
+from . import fault_tolerance, frontier, losses
 from .algorithm import Algorithm, LearnResult, Updater
 from .evaluation import Evaluator, Row, held_out_objective, summary
 from .fault_tolerance import Abandoned, RunOnAllRanks
@@ -173,6 +173,7 @@ class PPO:
         compared = self._compare_or_stop(before, after)
         self._save_adapter()
         trackers.end(self.session.accelerator, self.reporter)
+        best = self._report_best_checkpoint()
         return {
             "before": evaluation_metrics(before),
             "after": evaluation_metrics(after),
@@ -180,7 +181,17 @@ class PPO:
             "temperature": recipe.temperature,
             "comparison": compared,
             "samples": side_by_side(before, after),
+            **best,
         }
+
+    def _report_best_checkpoint(self) -> dict[str, Any]:
+        """Return which checkpoint to take, as facts of the result; a notice where that is not the last step's."""
+        choice = frontier.choose_checkpoint(self.recipe, self.session.run) if self.session.is_main else None
+        if choice is None:
+            return {}
+        if choice.is_worse_at_the_end:
+            self.reporter.health(frontier.advice(choice, self.session.run))
+        return frontier.facts(choice, self.session.run)
 
     def _begin(self) -> tuple[int, dict[str, Any]]:
         """Load the newest verified checkpoint, or start; return the steps done, and the evaluation before them.
@@ -357,6 +368,7 @@ class PPO:
                 if name != "questions"
             }
             means["eval/objective"] = held_out_objective(rows, self.recipe.kl_coef)
+            means |= frontier.judge_metrics(self.recipe, rows)
             self.reporter.metrics(step, means)
             trackers.log(self.session.accelerator, means, step, self.reporter)
         return {"rows": rows}
