@@ -170,7 +170,21 @@ def result_lines(run: RunDir, stage: Stage) -> list[str]:
         lines.append(f"held-out: {conditions({'temperature': temperature_of(run)} | result)}")
         compared = comparison_lines(result)
         lines += ["", *compared] if compared else []
+        frontier = _frontier_lines(result)
+        lines += ["", *frontier] if frontier else []
     return [*lines, *_audit_lines(run)] if stage is Stage.REWARD else lines
+
+
+def _frontier_lines(result: Facts) -> list[str]:
+    """Return reward, KL and judgement of every evaluation of a PPO run; nothing where there was one alone."""
+    points = mappings(result.get("frontier"))
+    if not points:
+        return []
+    lines = [f"{'evaluation at step':20}{'reward':>10}{'KL':>10}{'judge':>10}"]
+    for point in points:
+        cells = "".join(f"{_value_text(point.get(key)):>10}" for key in ("reward", "kl", "judge"))
+        lines.append(f"{plain_value(point.get('step')):20}{cells}")
+    return lines
 
 
 def _audit_lines(run: RunDir) -> list[str]:

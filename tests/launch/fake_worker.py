@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.events import EventWriter
+from stackllama_engine.contract.health import Finding, as_data
 from stackllama_engine.contract.run_dir import RunDir
 
 
@@ -48,6 +49,13 @@ class Worker:
         self.run.recipe_file.write_text(recipe)
         cause = "Out of memory in phase train. Halve it. (DefaultCPUAllocator: can't allocate memory)"
         return self.end(1, cause)
+
+    def find(self) -> int:
+        """Report two findings of health rules, and clear one."""
+        for rule, cleared in (("kl_high", False), ("no_end", False), ("kl_high", True)):
+            finding = Finding(rule=rule, step=3, seen="it is so", means="It is bad.", cleared=cleared)
+            self.events.write("health", data=as_data(finding))
+        return self.end(0)
 
     def fail(self) -> int:
         return self.end(1, "out of memory in train")

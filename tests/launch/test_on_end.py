@@ -37,6 +37,16 @@ def test_the_supervisor_runs_it_with_id_state_and_cause(runs: Runs, settings: Pa
     assert run.read_state() == state and not run.lock_is_held()
 
 
+def test_it_is_told_of_findings_which_the_state_keeps(runs: Runs, settings: Path) -> None:
+    settings.write_text("on_end: 'echo \"$STACKLLAMA_RUN_STATE|$STACKLLAMA_RUN_CAUSE\"'\n")
+    run, state = runs.end("find")
+    assert state.phase == "finished" and list(state.findings) == ["no_end"]
+    assert state.findings["no_end"].startswith("no_end, step 3: it is so. It is bad.")
+    wait_for(lambda: log_of(run).count("on_end (") == 3)
+    assert "on_end (finding): exit code 0\nfinding|kl_high, step 3" in log_of(run)
+    assert "finding|no_end, step 3" in log_of(run) and "finished|" in log_of(run)
+
+
 def test_the_attempts_own_command_goes_first(runs: Runs, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.write_text("on_end: echo everybody\n")
     monkeypatch.setenv(VARIABLE, "echo mine $STACKLLAMA_RUN_PATH, ${STACKLLAMA_ON_END-none}")

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 from tests.tui.screens_kit import make_run
 
-from stackllama_console.readers.advice import advised_changes, find_fix
+from stackllama_console.readers.advice import Fix, advised_changes, find_change, find_fix
+from stackllama_engine.contract.health import Finding
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 
@@ -77,3 +78,12 @@ def test_fix_needs_the_recipe(tmp_path: Path) -> None:
     run.recipe_file.unlink()
     state = msgspec.structs.replace(run.read_state(), cause="`per_device_train_batch_size=1` would have fitted")
     assert find_fix(run, state) is None
+
+
+def test_change_of_a_finding_is_the_newest_that_changes_the_recipe(tmp_path: Path) -> None:
+    run = make_run(Home(tmp_path), Stage.PPO, "running", "kl_coef=0.4", phase="running")
+    old = Finding(rule="kl_high", step=10, seen="", tries=[{"kl_coef": "0.8"}])
+    new = Finding(rule="no_end", step=20, seen="", tries=[{"kl_coef": "0.4"}, {"no_such_key": "1"}])
+    assert find_change(run, Stage.PPO, [old, new]) == Fix(run_id="running", changes={"kl_coef": "0.8"})
+    assert find_change(run, Stage.PPO, [new]) is None
+    assert find_change(run, Stage.PPO, []) is None

@@ -68,3 +68,19 @@ def test_the_runs_of_a_pipeline_end_silently(home: Home, monkeypatch: pytest.Mon
     make_run(home, Stage.SFT, "whole-sft")
     make_run(home, Stage.SFT, "other")
     assert said(follower) == ["other finished"]
+
+
+def test_a_finding_is_told_once_until_it_clears(home: Home) -> None:
+    run = make_run(home, Stage.PPO, "now", phase="running")
+    lock = run.acquire_lock()
+    follower = Endings(home, Clock())
+    assert said(follower) == []
+    for findings, told in (
+        ({"kl_high": "KL is\x1b[2J 20"}, ["now finding: KL is 20"]),
+        ({"kl_high": "KL is 20", "no_end": "none ends"}, ["now finding: none ends"]),
+        ({"no_end": "none ends"}, []),
+        ({"kl_high": "KL is 30", "no_end": "none ends"}, ["now finding: KL is 30"]),
+    ):
+        run.write_state(msgspec.structs.replace(run.read_state(), findings=findings))
+        assert said(follower) == told
+    run.release_lock(lock)

@@ -26,6 +26,7 @@ from stackllama_console.tui.widgets.log_view import LogView
 from stackllama_console.tui.widgets.recipe_form import RecipeForm
 from stackllama_console.tui.widgets.text_lines import TextLines
 from stackllama_engine.contract.events import EventWriter
+from stackllama_engine.contract.health import Finding, as_data
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 
@@ -193,6 +194,31 @@ def test_failure_shows_the_whole_cause_then_the_fix_then_the_log_once(stocked: H
         assert OUT_OF_MEMORY in " ".join(shown.text.split())
 
     watch(stocked, "full", script, size)
+
+
+def test_findings_are_shown_with_the_change_that_f_makes(stocked: Home) -> None:
+    run = make_run(stocked, Stage.PPO, "steered", "kl_coef=0.4", phase="running")
+    write_metrics(run, {"objective/kl": curve(1.0, 20.0)})
+    writer = EventWriter(run.attempt_dir(1) / "events.jsonl")
+    for rule, cleared in (("no_end", False), ("ratio_off", False), ("kl_high", False), ("ratio_off", True)):
+        tries = [{"kl_coef": "0.8"}] if rule == "kl_high" else []
+        finding = Finding(rule=rule, step=9, seen=f"{rule} seen", means="It is bad.", tries=tries, cleared=cleared)
+        writer.write("health", data=as_data(finding))
+    writer.close()
+    lock = run.acquire_lock()
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("! kl_high  step 9: kl_high seen. It is bad.", "f: edit a copy with kl_coef=0.8")
+        await shown.shows("! no_end  step 9: no_end seen")
+        assert "! ratio_off  step" not in shown.text
+        await shown.press("f")
+        await shown.reaches("LaunchScreen")
+        form = shown.front.query_one(RecipeForm)
+        await shown.until(lambda: form.cursor_key == "kl_coef")
+        assert form.form.text("kl_coef") == "0.8"
+
+    watch(stocked, "steered", script, (120, 40))
+    run.release_lock(lock)
 
 
 def test_f_opens_a_copy_with_the_change_and_the_cursor_on_it(stocked: Home) -> None:

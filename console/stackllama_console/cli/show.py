@@ -76,6 +76,7 @@ def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
     _section("stages", _stages(home, run, state))
     _section("result", result_lines(run, state.stage))
     _section("metrics, first → last", _metrics(state, history))
+    _section("health", [one_line(finding.message) for finding in history.findings.values()])
     _section("notices", [one_line(message) for message in history.health[-6:]])
     _section("last lines of its log", _log(run, state))
     _section("next", next_steps(run, state))
@@ -216,6 +217,7 @@ def _document(run: RunDir, state: State, history: History, bad_lines: int, recip
         "last": history.last,
         "memory": history.memory,
         "memory_by_phase": history.memory_by_phase,
+        "findings": [to_builtins(finding) for finding in history.findings.values()],
         "remarks": history.health,
         "checkpoints": checkpoint_steps(run),
         "recipe_differences": recipe,

@@ -1,19 +1,22 @@
-"""Changes of a recipe that the cause of a failure advises, in a form that can be applied. No Textual, no torch.
+"""Changes of a recipe that a failure's cause or a health finding advises, in a form that can be applied. No Textual.
 
-Two wordings of a cause hold them: what :mod:`stackllama_engine.launch.autopsy` says would have fitted into memory, and
-sentences such as "use `packing=false`, or `packing_strategy=wrapped`". Advice without a value ("raise `max_length`") is
-a person's to follow; where a cause names one key alone, that is the one to look at.
+A finding lists its changes. A cause words them in two ways: what :mod:`stackllama_engine.launch.autopsy` says would
+have fitted into memory, and sentences such as "use `packing=false`, or `packing_strategy=wrapped`". Advice without a
+value ("raise `max_length`") is a person's to follow; where a cause names one key alone, that is the one to look at.
 """
 
 import re
+from collections.abc import Iterable
 
 from msgspec import Struct
 
 from stackllama_engine.contract.children import CHILDREN
 from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.health import Finding
 from stackllama_engine.contract.recipe import AnyRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import RunDir, State
+from stackllama_engine.contract.stages import Stage
 
 from .form import Form
 
@@ -31,7 +34,7 @@ Changes = dict[str, str]
 
 
 class Fix(Struct, frozen=True, kw_only=True):
-    """A change that the cause of a failure advises, or the one key that it names."""
+    """A change that the cause of a failure or a finding advises, or the one key that the cause names."""
 
     run_id: str
     """The run whose copy it is applied to: of a pipeline whose first stage failed the pipeline, else the stage."""
@@ -79,6 +82,24 @@ def find_fix(run: RunDir, state: State, pipeline: RunDir | None = None) -> Fix |
         return None
     if not alternatives:
         return _look_at(names, run, recipe, pipeline, whole)
+    return _first_change(alternatives, run, recipe, pipeline, whole)
+
+
+def find_change(run: RunDir, stage: Stage, findings: Iterable[Finding]) -> Fix | None:
+    """Return the first alternative, of the newest finding that has one, which changes a run's recipe; None: none."""
+    alternatives = [changes for finding in reversed([*findings]) for changes in finding.tries]
+    if not alternatives:
+        return None
+    try:
+        recipe = load_recipe(stage, run.recipe_file)
+    except (StackllamaError, OSError):
+        return None
+    return _first_change(alternatives, run, recipe, None, None)
+
+
+def _first_change(
+    alternatives: list[Changes], run: RunDir, recipe: AnyRecipe, pipeline: RunDir | None, whole: AnyRecipe | None
+) -> Fix | None:
     for changes in alternatives:
         if not (new := _new(recipe, changes)):
             continue

@@ -39,7 +39,7 @@ _SECTIONS: dict[str, str] = {
         length_penalty_start repetition_penalty repetition_n_grams center_rewards_coefficient""",
     "Checkpoints & reports": """logging_steps eval_steps eval_temperatures eval_best_of save_steps save_minutes
         save_total_limit metric_for_best_model greater_is_better keep_every_steps report_to
-        num_sample_generations""",
+        num_sample_generations pause_on""",
     "Machine": "num_processes use_cpu",
 }
 OTHER = "Other"

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from stackllama_engine.contract.events import EventReader, Record
+from stackllama_engine.contract.health import Finding
 from stackllama_engine.contract.history import History
 from stackllama_engine.contract.run_dir import HEALTH_FILE, RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -312,8 +313,20 @@ class RunReader:
             last=self._metrics.last.copy(),
             memory=self._memory.last.copy(),
             memory_by_phase={one_line(phase): peaks.copy() for phase, peaks in fold.memory_by_phase.items()},
+            findings={rule: _clean(finding) for rule, finding in fold.findings.items()},
             notices=[notice._replace(text=one_line(notice.text)) for notice in fold.notices],
         )
+
+
+def _clean(finding: Finding) -> Finding:
+    """Sanitise the texts of a finding: the file may be another program's."""
+    return msgspec.structs.replace(
+        finding,
+        rule=one_line(finding.rule),
+        seen=one_line(finding.seen),
+        means=one_line(finding.means),
+        tries=[{one_line(key): one_line(value) for key, value in one.items()} for one in finding.tries],
+    )
 
 
 def _text(value: Any) -> str | None:

@@ -51,6 +51,8 @@ class Row(Struct, frozen=True, kw_only=True):
     saved: bool = True
     """Whether it has a checkpoint, as far as that was looked for."""
     cause: str | None = None
+    findings: int = 0
+    """Number of health rules that have found something and not cleared."""
     error: str | None = None
 
     @property

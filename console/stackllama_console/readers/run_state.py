@@ -76,4 +76,5 @@ def clean_state(state: State) -> State:
     cause = None if state.cause is None else one_line(state.cause)
     lines = [log_line(line) for line in state.last_lines]
     waiting = None if state.waiting is None else one_line(state.waiting)
-    return msgspec.structs.replace(state, cause=cause, last_lines=lines, waiting=waiting)
+    findings = {one_line(rule): one_line(text) for rule, text in state.findings.items()}
+    return msgspec.structs.replace(state, cause=cause, last_lines=lines, waiting=waiting, findings=findings)

@@ -222,6 +222,7 @@ class _Watched:
             exit_code=state.exit_code,
             saved=bool(checkpoint_names(self.run)),
             cause=state.cause,
+            findings=len(state.findings),
             error=error,
             elsewhere=self._state.elsewhere,
             values={one_line(name): value for name, value in history.last.items()},

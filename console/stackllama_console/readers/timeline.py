@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from stackllama_engine.contract.events import Event, Record
+from stackllama_engine.contract.health import finding_of
 
 from ..sanitise import one_line
 from ..units import number
@@ -112,7 +113,7 @@ def _text(event: Event | Record) -> str:
         case "checkpoint":
             text = f"checkpoint{at}"
         case "health":
-            text = f"notice: {data.get('message', '')}"
+            text = f"{'finding' if finding_of(data) else 'notice'}: {data.get('message', '')}"
         case "request":
             text = f"request: {data.get('request', '')}{at}"
         case "end":

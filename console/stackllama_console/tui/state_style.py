@@ -26,6 +26,11 @@ def state_text(phase: str, variables: dict[str, str], word: str = "") -> Text:
     return Text(f"{glyph} {one_line(word or phase)}", style=rich_colour(variables, colour))
 
 
+def findings_text(count: int, variables: dict[str, str]) -> Text:
+    """Return how many health rules have found something, to follow the state; empty for none."""
+    return Text(f" !{count}" if count else "", style=rich_colour(variables, "warning"))
+
+
 def rich_colour(variables: dict[str, str], name: str) -> str:
     """Return a theme variable as Rich writes colours; empty (the terminal's own) where it has none."""
     value = variables.get(name, "")

@@ -69,7 +69,8 @@ class Watched:
         """How the held-out prompts were sampled, where metrics of that are shown."""
         self.note = ""
         self.fix: Fix | None = None
-        """The change that the cause of a failed run advises, or of a failed pipeline that of the stage shown."""
+        """The change that the cause of a failed run advises, or of a failed pipeline that of the stage shown; of any
+        other run the one that its newest health finding advises."""
         self.left_nothing = False
         """Whether what is shown has saved nothing yet that could be chatted with."""
         self._fix_of: object = None
@@ -181,7 +182,8 @@ class Watched:
 
     def _find_fix(self) -> None:
         run, state = self.shown_run or self.run, getattr(self.reader, "state", None)
-        key = run.id if run else None, state, self.shows_failure
+        findings = self.reader.history.findings
+        key = run.id if run else None, state, self.shows_failure, tuple(findings.values())
         if key == self._fix_of:
             return
         self._fix_of, self.fix = key, None
@@ -190,6 +192,10 @@ class Watched:
 
             first = self.pipeline is not None and len(self.pipeline.children) == 1
             self.fix = find_fix(run, state, self.run if first else None)
+        elif run and state and findings:
+            from ..readers.advice import find_change
+
+            self.fix = find_change(run, state.stage, findings.values())
 
     def _read_evaluation(self) -> str:
         run, state = self.shown_run, getattr(self.reader, "state", None)

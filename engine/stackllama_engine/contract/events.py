@@ -18,7 +18,8 @@ Kinds and their fields:
                ``phase``; ``data.phase``: the same names, peaks of that phase alone (``rss``: at its end)
 ``samples``    ``step``, ``data.count``: lines added to ``samples.jsonl``
 ``checkpoint`` ``step``, ``data.path``
-``health``     ``data.message``: a notice for the user (pairs dropped, wrong end token, throttling)
+``health``     ``data.message``: a notice for the user (pairs dropped, wrong end token, throttling); of a health rule
+               also ``step``, ``data.finding`` and ``data.link``: :class:`.health.Finding`
 ``request``    ``data.request``: save, sample, pause, continue, set, stop; ``data.key`` and ``data.value`` of set:
                a request that was served, at ``step``
 ``end``        ``data.exit_code``, ``data.cause``: the last record of an attempt

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 from msgspec import Struct
 
 from .events import Event, EventReader, Record
+from .health import Finding, finding_of
 
 _HEALTH_KEPT = 200
 _PHASES_KEPT = 32
@@ -45,6 +46,8 @@ class History(Struct, kw_only=True):
     notices: list[Notice] = []
     """The newest notices of workers and supervisors by time, newest last, in whatever order their files were read;
     bounded, so that a run with a notice at every step does not fill the memory."""
+    findings: dict[str, Finding] = {}
+    """What health rules have found and not cleared, by rule, newest last; replaced rather than changed."""
     exit_code: int | None = None
     cause: str | None = None
     updated: float | None = None
@@ -98,12 +101,20 @@ class History(Struct, kw_only=True):
                 self._apply_phase_memory(event)
             case "health":
                 self._insert(event, by_supervisor=False)
+                self._apply_finding(event)
             case "end":
                 code, cause = ((event.data or {}).get(key) for key in ("exit_code", "cause"))
                 self.exit_code = code if isinstance(code, int) else None
                 self.cause = None if cause is None else str(cause)
             case _:
                 pass  # kinds of a newer writer are ignored
+
+    def _apply_finding(self, event: Event | Record) -> None:
+        finding = finding_of(event.data)
+        if finding is None:
+            return
+        others = {rule: each for rule, each in self.findings.items() if rule != finding.rule}
+        self.findings = others if finding.cleared else others | {finding.rule: finding}
 
     def add_notice(self, event: Event | Record) -> None:
         """Insert a notice of the supervisor, which does not say when the worker last wrote: ``updated`` stays."""

@@ -53,6 +53,13 @@ class Metric(Struct, frozen=True, kw_only=True):
     help: str = ""
 
 
+JUDGE = "eval/judge"
+SCORES_STD = "objective/scores_std"
+LENGTH_CORRELATION = "val/length_correlation"
+REPETITION = "val/repetition"
+OUTSIDE_RANGE = "val/scores_outside_range"
+"""Metrics that the health rules read, by the names of ``train/ppo/response_metrics.py``."""
+
 _KL = "KL to the reference"
 _OBJECTIVE = "PPO's objective"
 
@@ -398,6 +405,39 @@ METRICS: tuple[Metric, ...] = (
         help="`response_length` of held-out prompts.",
     ),
     Metric(
+        name=SCORES_STD,
+        stages=(PPO,),
+        label="spread of scores",
+        chart="spread of scores",
+        series="standard deviation",
+        help="Standard deviation of `objective/scores` over the responses of a step; near 0 there is nothing to learn.",
+    ),
+    Metric(
+        name=LENGTH_CORRELATION,
+        stages=(PPO,),
+        label="correlation of score and length",
+        chart="score and length",
+        series="correlation",
+        help="Pearson's, of score and length over the responses of a step; missing where either does not vary.",
+    ),
+    Metric(
+        name=REPETITION,
+        stages=(PPO,),
+        label="repetition",
+        chart="repetition",
+        series="repeated 3-grams",
+        help="Mean share of a response's 3-grams of tokens that occur in it before: 1 − distinct-3.",
+    ),
+    Metric(
+        name=OUTSIDE_RANGE,
+        stages=(PPO,),
+        label="scores outside the range",
+        chart="scores outside the range",
+        series="outside the range",
+        better="lower",
+        help="Share of responses whose reward model score no held-out pair of its own had; of reward runs since 0.3.",
+    ),
+    Metric(
         name="policy/entropy_avg",
         stages=(PPO,),
         label="entropy",
@@ -591,6 +631,22 @@ METRICS: tuple[Metric, ...] = (
         stages=(PPO,),
         label="clipped scores",
         help="With `cliprange_reward`: share of scores that were clipped.",
+    ),
+    Metric(
+        name=JUDGE,
+        stages=(PPO,),
+        label="held-out judge",
+        chart="held-out judge",
+        series="held-out",
+        better="higher",
+        help="What decides which evaluation is the best: the mean of the reward function of weight 0 on held-out "
+        "prompts; without one, of score − the recipe's `kl_coef` × KL.",
+    ),
+    Metric(
+        name=f"{JUDGE}_se",
+        stages=(PPO,),
+        label="its standard error",
+        help=f"Standard error of `{JUDGE}` over the held-out prompts.",
     ),
     Metric(
         name="eval/objective",
@@ -920,6 +976,9 @@ METRICS: tuple[Metric, ...] = (
 _FUNCTIONS = {"reward/": "reward components", "eval/reward/": "held-out reward components"}
 ABSTAINED = "_abstained"
 """After the metric of a reward function: the share of responses that it abstained from."""
+
+SCORE_RANGE, SCORE_STD = "score_range", "score_std"
+"""Keys of a reward run's ``result.json``: lowest and highest score of its held-out responses, standard deviation."""
 
 RESULTS: dict[str, Better] = {"after.mean_reward": "higher", "after.true_utility": "higher"}
 """Numbers of ``result.json`` that are in no event, and which way is better."""

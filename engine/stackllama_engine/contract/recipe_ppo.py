@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
+from .health import Rule
 from .recipe_common import (
     ACCUMULATION_HELP,
     AUTO_BATCH,
@@ -360,6 +361,10 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "After training, also compare the policy with the best of N responses of the base, by score "
             "(arXiv:2112.09332)."
         ),
+    ] = []  # noqa: RUF012 - msgspec copies it
+    pause_on: Annotated[
+        list[Rule],
+        about("Health rules (docs/health.md) that save and stop the run when they find something, e.g. `[kl_high]`."),
     ] = []  # noqa: RUF012 - msgspec copies it
     num_sample_generations: Annotated[int, about("Number of responses recorded per PPO step and evaluation.", ge=0)] = 4
 

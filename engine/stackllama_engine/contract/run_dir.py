@@ -75,6 +75,8 @@ class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
     last_lines: list[str] = []
     waiting: str | None = None
     """What a queued run waits for, in words; None: it does not wait."""
+    findings: dict[str, str] = {}
+    """Health rules that have found something and not cleared (:class:`.health.Finding`) → what they say."""
 
     @property
     def has_ended(self) -> bool:

@@ -1,11 +1,11 @@
-"""A person's command at the end of a run, and when it stalls: ``on_end``.
+"""A person's command at the end of a run, when it stalls, and when a health rule finds something: ``on_end``.
 
 It stands in ``$XDG_CONFIG_HOME/stackllama/settings.yaml`` (``on_end: COMMAND``) for all runs, or is in the environment
 of one attempt's supervisor (``--on-end COMMAND`` of its launch or resume), which goes first. Never in a recipe or a
 run's directory: both are passed on, and would run other people's commands. The supervisor runs it through ``/bin/sh``
 with ``STACKLLAMA_RUN_ID``, ``_STAGE``, ``_STATE``, ``_CAUSE``, ``_EXIT_CODE`` and ``_PATH``; what it prints goes into
 the supervisor's log. Whatever it does, the run's state stays. A stage of a pipeline that stalls is told of by id and
-path of its pipeline.
+path of its pipeline. Of a finding ``_STATE`` is ``finding``, and ``_CAUSE`` is what it says.
 """
 
 import os
@@ -29,6 +29,8 @@ from .supervisor_log import SUPERVISOR_LOG
 
 VARIABLE = "STACKLLAMA_ON_END"
 """Environment variable of a supervisor with the command of its run."""
+FINDING = "finding"
+"""The state that the command is told of a finding, while the run continues."""
 SECONDS = 60.0
 """After which a command is killed."""
 _MOST_BYTES = 64 * 1024
@@ -104,25 +106,28 @@ def is_of_command(pid: int) -> bool:
         return False
 
 
-def run_command(run: RunDir, folder: Path, state: State, seconds: float = SECONDS) -> None:
+def run_command(
+    run: RunDir, folder: Path, state: State, finding: str | None = None, *, seconds: float = SECONDS
+) -> None:
     """Run the command of a run, if it has one, and wait for it; nothing that goes wrong is raised.
 
     Args:
         run: the run.
         folder: of its attempt, where the supervisor's log is.
         state: of this moment.
+        finding: what a health rule found, if that is what it is run for.
         seconds: after which it is killed with all its processes.
     """
     try:
         if command := command_of(run, state):
-            _log(folder, _run(pipeline_of(run) or run, command, state, seconds))
+            _log(folder, _run(pipeline_of(run) or run, command, state, finding, seconds))
     except (UsageError, OSError) as error:
         _log(folder, f"on_end: {error}")
 
 
-def run_beside(run: RunDir, folder: Path, state: State) -> None:
+def run_beside(run: RunDir, folder: Path, state: State, finding: str | None = None) -> None:
     """Do :func:`run_command` in a thread: the run continues."""
-    thread = threading.Thread(target=run_command, args=(run, folder, state), name="on-end", daemon=True)
+    thread = threading.Thread(target=run_command, args=(run, folder, state, finding), name="on-end", daemon=True)
     _threads.append(thread)
     thread.start()
 
@@ -133,9 +138,11 @@ def wait_beside() -> None:
         thread.join(SECONDS + 1)
 
 
-def _run(run: RunDir, command: str, state: State, seconds: float) -> str:
+def _run(run: RunDir, command: str, state: State, finding: str | None, seconds: float) -> str:
     """Return what is to be logged of a command."""
     environment = inherited_environment() | _variables(run, state)
+    if finding is not None:
+        environment |= {"STACKLLAMA_RUN_STATE": FINDING, "STACKLLAMA_RUN_CAUSE": finding.replace("\0", "")}
     environment.pop(VARIABLE, None)  # a run that the command launches is not followed by the same command for ever
     with tempfile.TemporaryFile() as output:
         with LOCK:
@@ -160,7 +167,7 @@ def _run(run: RunDir, command: str, state: State, seconds: float) -> str:
             _waited_for.discard(process.pid)
         output.seek(max(0, output.seek(0, os.SEEK_END) - _KEPT_BYTES))
         printed = output.read().decode("utf-8", "replace").strip()
-    return "\n".join(filter(None, (f"on_end ({state.phase}): {ended}", printed)))
+    return "\n".join(filter(None, (f"on_end ({state.phase if finding is None else FINDING}): {ended}", printed)))
 
 
 def _variables(run: RunDir, state: State) -> dict[str, str]:

@@ -26,6 +26,7 @@ from ..contract.child_environment import inherited_environment
 from ..contract.disk_space import Reserve
 from ..contract.errors import ExitCode
 from ..contract.events import Event, EventReader
+from ..contract.health import Finding, finding_of
 from ..contract.redact import redact_output, redactor
 from ..contract.requests import forget_all
 from ..contract.run_dir import ProcessId, RunDir, State
@@ -232,12 +233,23 @@ class Supervisor:
                 passed = self._polled - since  # by the monotonic clock, which nobody sets
                 self._shutdown.save_took(min(event.time - began, passed))
             self._last_event = event.time, before
+            if event.kind == "health" and (finding := finding_of(event.data)):
+                self._record_finding(finding)
             if self._watch is not None:
                 self._watch.event(event)
         if any_event and self.state.phase in ("starting", "stalled"):
             self._states.record(phase="running")
         else:
             self._states.retry()
+
+    def _record_finding(self, finding: Finding) -> None:
+        """Keep what a health rule found in the state, and tell the person's command of it."""
+        others = {rule: text for rule, text in self.state.findings.items() if rule != finding.rule}
+        if finding.cleared:
+            self._states.record(findings=others)
+        else:
+            self._states.record(findings=others | {finding.rule: finding.message})
+            on_end.run_beside(self.run, self.folder, self.state, finding.message)
 
     def _find_directory(self) -> None:
         """Follow a renamed directory, and stop the run: its worker knows the old name only."""

@@ -8,6 +8,7 @@ import msgspec
 from ..contract.atomic_files import write_whole
 from ..contract.disk_space import append_whole
 from ..contract.events import EventWriter
+from ..contract.health import Finding, as_data
 from ..contract.recipe import TrainRecipe
 from ..contract.redact import redactor
 from ..contract.requests import WAITING_FOR_ROOM, Change
@@ -88,6 +89,12 @@ class Reporter:
         if self._writer:
             self._writer.write("health", data={"message": message}, urgent=urgent)
             print(message, flush=True)  # noqa: T201 - the log is a person's first place to look
+
+    def finding(self, finding: Finding) -> None:
+        """Record what a health rule found, or that it finds nothing any longer."""
+        if self._writer:
+            self._writer.write("health", step=finding.step, data=as_data(finding))
+            print(finding.message, flush=True)  # noqa: T201 - as a notice
 
     def request(self, what: str, step: int, change: Change | None = None) -> None:
         """Record that a request was served."""

@@ -13,6 +13,7 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from ..contract.audit import AUDIT_FILE
+from ..contract.metrics import SCORE_RANGE, SCORE_STD
 from ..contract.recipe import RewardRecipe
 from . import checkpoint, hf_trainer, limits, models, right_padding
 from .audit.scoring import audit_model
@@ -88,6 +89,8 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     _audit(recipe, session, encoder, trainer, scores)
     return {
         **metrics,
+        SCORE_RANGE: [float(scores.min()), float(scores.max())],
+        SCORE_STD: float(scores.std(correction=0)),
         "steps": trainer.state.global_step,
         **pairs.dropped,
     }

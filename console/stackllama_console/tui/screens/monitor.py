@@ -30,6 +30,7 @@ from ..run_keys import is_mistaken, run_keys
 from ..watched import Update, Watched, watch_directory, watch_run
 from ..widgets.chart import Chart, Curve
 from ..widgets.gpu_panel import GpuPanel
+from ..widgets.health_lines import finding_lines
 from ..widgets.log_panel import LogPanel
 from ..widgets.outcome import OutcomePanel, advice_lines, cause_line, last_lines, outcome_lines
 from ..widgets.panels import metric_lines, pipeline_line
@@ -73,7 +74,7 @@ class MonitorScreen(MonitorPanels):
             "fix",
             "fix",
             id="monitor.fix",
-            tooltip="Edit a copy with the change that the cause advises, or at the key that it names",
+            tooltip="Edit a copy with the change that the cause or finding advises, or at the key that it names",
         ),
         Binding("r", "run('resume')", "resume", id="monitor.resume"),
         Binding("e", "run('clone')", "edit a copy", id="monitor.clone"),
@@ -247,17 +248,19 @@ class MonitorScreen(MonitorPanels):
         if reader.bad_lines:
             notes.append(f"{reader.bad_lines} lines of its events could not be read")
         state = watched.state
+        findings = finding_lines(reader.history, colours, watched.fix)
+        found = [finding.message for finding in reader.history.findings.values()]
         if (notices := getattr(reader, "notices", None)) and not (state and state.phase == "finished"):
-            notes.append(f"! {notices[-1]}")
+            notes += [f"! {notices[-1]}"] if notices[-1] not in found else []
         notes += getattr(reader, "notes", [])
         said = [Text(one_line(note), style="italic") for note in notes]
         if watched.shows_failure and watched.run and state:
             quoted = [] if watched.has_log else last_lines(state)
             advice = advice_lines(watched.run, state, watched.fix)
-            self.query_one(OutcomePanel).show([cause_line(state, colours)], [*advice, *said, *quoted])
+            self.query_one(OutcomePanel).show([cause_line(state, colours)], [*advice, *findings, *said, *quoted])
         else:
             self.query_one(OutcomePanel).show([], [])
-            lines += [*said, *outcome_lines(watched.run, state, colours)]
+            lines += [*findings, *said, *outcome_lines(watched.run, state, colours)]
         self.query_one("#state", TextLines).show(lines)
         self.query_one(GpuPanel).show(gpus)
         pages = self._pages
@@ -458,7 +461,7 @@ class MonitorScreen(MonitorPanels):
         """Open a copy in the launch form, with the change that the cause advises or at the key that it names."""
         fix = self._watched.fix if self._watched else None
         if fix is None:
-            self.say("f works where the cause of a failure advises a change or names one key; e: edit a copy")
+            self.say("f works where a finding or the cause of a failure advises a change; e: edit a copy")
         else:
             self.console_app.open_launch(fix.run_id, fix.changes, at=fix.key)
 

@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from ...readers.run_columns import COLUMNS, default_columns, group_name, last_text_within
 from ...readers.run_row import Row
 from ...sanitise import one_line
-from ..state_style import state_text
+from ..state_style import findings_text, state_text
 from .cells import cut_middle
 from .fast_table import FastTable
 from .typed_ahead import KeyTaker
@@ -185,7 +185,7 @@ def _cell(row: Row, name: str, view: View, beneath: bool) -> Text:
     if name == "run":
         return _name_cell(row, view, beneath)
     if name == "state":
-        return state_text(row.phase, view.variables)
+        return state_text(row.phase, view.variables).append_text(findings_text(row.findings, view.variables))
     column = COLUMNS[name]
     return Text(one_line(column.text(row, view.now)), justify="right" if column.right else None)
 

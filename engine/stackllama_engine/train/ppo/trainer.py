@@ -22,13 +22,15 @@ from ..saving import Saver, newest_sealed
 from ..serving import Service, serve
 from ..session import Session
 from ..signals import Stopped
-from . import fault_tolerance, losses
+from . import fault_tolerance, frontier, losses
 from .algorithm import Algorithm, LearnResult, Updater
 from .evaluation import Evaluator, Row, held_out_objective, summary
 from .fault_tolerance import Abandoned, RunOnAllRanks
+from .health_checks import HealthChecks
 from .mismatch import SamplerCheck
 from .model_checks import check_policy
 from .prompts import Prompt, Prompts, load_prompts, report_prompts
+from .response_metrics import response_metrics, seen_range
 from .rewards import Rewards, RewardScaling, Unscored
 from .rollout import Rollout, RolloutWorker, sequence_sum
 from .rollout_metrics import evaluation_metrics, objective, response_kl, side_by_side, throughput
@@ -102,6 +104,7 @@ class PPO:
         self.batch_sizes = BatchSizes(recipe, self.reporter, self._note)
         self.worker = RolloutWorker(recipe, session, self.base, self.encoder, self.rewards, self.batch_sizes)
         self.sampler_check = SamplerCheck(recipe, session, self.base)
+        self.seen_range = seen_range(recipe)
         updater = Updater(recipe, self.base, optimizer, session.reduce, self.batch_sizes)
         run_on_all_ranks = RunOnAllRanks(session, self.batch_sizes)
         self.algorithm = Algorithm(
@@ -123,6 +126,7 @@ class PPO:
         if before.message:
             self.reporter.health(before.message)
         self.rollback_policy = RollbackPolicy(recipe.max_skipped_steps, recipe.max_rollbacks, before.rollbacks)
+        self.health = HealthChecks(recipe, session)
         self.service = Service(self._change, self._sample_on_request)
         self.saver = Saver(self.reporter)
         self.start = self.trainables.snapshot()
@@ -157,6 +161,7 @@ class PPO:
                 self.reporter.metrics(done, metrics)
                 trackers.log(self.session.accelerator, metrics, done, self.reporter)  # to `report_to`, if anything
                 self.reporter.memory()
+            self.health.after_step(done, metrics)
             if self.rollback_policy.after_step(done, bad):
                 done = self._roll_back(done)
                 continue
@@ -168,6 +173,7 @@ class PPO:
         compared = self._compare_or_stop(before, after)
         self._save_adapter()
         trackers.end(self.session.accelerator, self.reporter)
+        best = self._report_best_checkpoint()
         return {
             "before": evaluation_metrics(before),
             "after": evaluation_metrics(after),
@@ -175,7 +181,17 @@ class PPO:
             "temperature": recipe.temperature,
             "comparison": compared,
             "samples": side_by_side(before, after),
+            **best,
         }
+
+    def _report_best_checkpoint(self) -> dict[str, Any]:
+        """Return which checkpoint to take, as facts of the result; a notice where that is not the last step's."""
+        choice = frontier.choose_checkpoint(self.recipe, self.session.run) if self.session.is_main else None
+        if choice is None:
+            return {}
+        if choice.is_worse_at_the_end:
+            self.reporter.health(frontier.advice(choice, self.session.run))
+        return frontier.facts(choice, self.session.run)
 
     def _begin(self) -> tuple[int, dict[str, Any]]:
         """Load the newest verified checkpoint, or start; return the steps done, and the evaluation before them.
@@ -193,6 +209,7 @@ class PPO:
                 )
             self.reporter.forget_samples_after(progress.step)
             self.best = progress.best
+            self.health.resume(progress.step)
             before = self._comparable(progress.before)
             if progress.owes_evaluation:
                 during = self._evaluate_or_stop(progress.step, "during", before)
@@ -280,6 +297,7 @@ class PPO:
         self.algorithm.adapt_kl_coef(
             metrics.get(f"objective/kl_{self.recipe.kl_estimator}", metrics["objective/kl"]), count
         )
+        metrics |= response_metrics(rollout, self.seen_range, self.session.reduce)
         metrics["objective/kl_coef"] = learned.kl_coef
         metrics["learning_rate"] = float(self.trainables.scheduler.get_last_lr()[0])
         metrics["episode"] = float((step + 1) * count)
@@ -350,6 +368,7 @@ class PPO:
                 if name != "questions"
             }
             means["eval/objective"] = held_out_objective(rows, self.recipe.kl_coef)
+            means |= frontier.judge_metrics(self.recipe, rows)
             self.reporter.metrics(step, means)
             trackers.log(self.session.accelerator, means, step, self.reporter)
         return {"rows": rows}

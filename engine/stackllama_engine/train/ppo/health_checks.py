@@ -1,0 +1,82 @@
+"""Health rules applied to each PPO step: findings become events, and those of `pause_on` stop the run."""
+
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ...contract.children import known_parents
+from ...contract.events import EventReader
+from ...contract.health import Finding, finding_of
+from ...contract.metrics import SCORE_STD
+from ...contract.recipe import PPORecipe
+from ...contract.run_dir import RunDir
+from ...contract.run_files import UNDECODABLE, decode_file
+from ...contract.stages import Stage
+from ...health.watch import HealthWatch
+from ...health.window import Known
+from ..session import Session
+
+
+class HealthChecks:
+    """Watches the metrics of every step, whether they are logged or not; only rank 0 does anything.
+
+    Args:
+        recipe: the PPO recipe.
+        session: reporter and requests of this rank.
+    """
+
+    def __init__(self, recipe: PPORecipe, session: Session) -> None:
+        self._recipe = recipe
+        self._session = session
+        self._watch = HealthWatch(recipe, known_of(recipe))
+
+    def resume(self, step: int) -> None:
+        """Take over the metrics and findings of earlier attempts, up to the step that a run is resumed from."""
+        if not self._session.is_main:
+            return
+        findings: list[Finding] = []
+        events = (EventReader(file).read_what_can_be() for file in self._session.run.events_files())
+        for event in chain.from_iterable(events):
+            if event.kind == "metrics" and event.step is not None and event.step <= step:
+                self._watch.remember(event.step, event.metrics)
+            elif (finding := finding_of(event.data)) and finding.step <= step:
+                findings.append(finding)
+        self._watch.restore(findings)
+
+    def after_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Report what the rules find after a step; where `pause_on` names one, every rank is to save and stop."""
+        if not self._session.is_main:
+            return
+        for finding in self._watch.observe(step, metrics):
+            self._session.reporter.finding(finding)
+            if finding.rule in self._recipe.pause_on and not finding.cleared:
+                self._session.requests.must_stop = True
+                self._session.reporter.stop_cause = (
+                    f"`pause_on` stopped the run after step {step}: {finding.message} Resume to continue all the same; "
+                    f"{finding.rule} stops it again only after it has cleared."
+                )
+
+
+def known_of(recipe: PPORecipe) -> Known:
+    """Read what the runs that trained base and reward model wrote in their results, where there are such runs."""
+    merge = RunDir(Path(recipe.model_name_or_path).parent)
+    trained = [merge.path.parent / parent for parent in known_parents(merge)[:1]]
+    sft = _result(trained[0]) if trained else {}
+    reward = _result(Path(recipe.reward_model_path).parent) if recipe.reward_model_path else {}
+    return Known(
+        base_loss=_number(sft.get("eval_loss")) if sft.get("stage") == Stage.SFT.value else None,
+        score_std=_number(reward.get(SCORE_STD)),
+    )
+
+
+def _result(run: Path) -> dict[str, Any]:
+    """Return a run's ``result.json``; empty where there is none that can be read."""
+    try:
+        return decode_file(run / "result.json", dict[str, Any])
+    except (OSError, *UNDECODABLE):
+        return {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,44 @@
+"""The choice of an evaluation by the rule of one standard error."""
+
+import pytest
+
+from stackllama_engine.health.frontier import Point, choose
+
+
+def points(*judgements: float, error: float = 0.1) -> list[Point]:
+    return [
+        Point(step=10 * index, reward=float(index), kl=2.0 * index, judge=judge, judge_se=error)
+        for index, judge in enumerate(judgements, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("judgements", "step", "worse"),
+    [
+        ((0.1, 0.5, 0.9), 30, False),
+        ((0.1, 0.9, 0.85), 30, False),  # within a standard error: the last one is as good
+        ((0.1, 0.9, 0.5), 20, True),
+        ((0.1, 0.85, 0.9, 0.5), 20, True),  # the earliest within a standard error of the best
+        ((0.9, 0.9, 0.9), 30, False),
+    ],
+)
+def test_takes_the_earliest_within_one_standard_error_of_the_best(
+    judgements: tuple[float, ...], step: int, worse: bool
+) -> None:
+    choice = choose("`gold`", points(*judgements))
+    assert choice and (choice.step, choice.is_worse_at_the_end) == (step, worse)
+
+
+def test_says_which_step_and_why() -> None:
+    choice = choose("`gold`", reversed_order := points(0.1, 0.9, 0.5)[::-1])
+    assert choice and choice.points == reversed_order[::-1]
+    assert choice.text == (
+        "take step 20, not the last (30): `gold` was 0.9 ± 0.1 there and 0.5 ± 0.1 at the end, the reward 2 and 3, "
+        "the KL 4 and 6"
+    )
+    same = choose("`gold`", points(0.1, 0.9))
+    assert same and same.text == "the last step (20) is within one standard error of the best by `gold`"
+
+
+def test_one_evaluation_is_no_choice() -> None:
+    assert choose("`gold`", points(0.5)) is None and choose("`gold`", []) is None
