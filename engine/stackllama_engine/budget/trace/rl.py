@@ -89,7 +89,8 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
     base.plain_head = not architecture_of(config, "", "", frozenset()).logit_steps
     base._continues = recipe.policy_adapter_path is not None
     base.value_head = nn.Linear(models.head_hidden(model), 1, bias=False, dtype=torch.float32)
-    base.has_separate_critic = recipe.value_adapter
+    base.has_critic = recipe.has_critic
+    base.has_separate_critic = recipe.has_separate_critic
     adapters = ((REFERENCE, base._continues), (REWARD, adapter_scores), (CRITIC, base.has_separate_critic))
     for name, wanted in adapters:
         if wanted:
@@ -230,7 +231,10 @@ def _rollout(recipe: PPORecipe, base: SharedBase, count: int | None = None) -> t
         scores=torch.zeros(count),
         lower=_lower(base, ids) if base.below_critic else None,
     )
-    return rollout, Advantages(kl=column(), advantages=column(), returns=column())
+    if recipe.has_critic:
+        return rollout, Advantages(kl=column(), advantages=column(), returns=column())
+    reference = rollout.ref_logprobs if recipe.kl_in_loss else None
+    return rollout, Advantages(column(), column(), None, loss_mask=column(), ref_logprobs=reference)
 
 
 def _lower(base: SharedBase, ids: Tensor) -> Tensor:
