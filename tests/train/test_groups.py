@@ -12,14 +12,19 @@ from torch import Tensor
 
 from stackllama_engine.contract import requests
 from stackllama_engine.contract.errors import RecipeError, StageError
+from stackllama_engine.contract.events import EventReader
+from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.launcher import launch, plan, resume
 from stackllama_engine.train.ppo import trainer
 from stackllama_engine.train.ppo.algorithm import Updater
 from stackllama_engine.train.ppo.rollout import sequence_sum
 
 from .in_process import PPO, at_call, attempt, finish
-from .toy import ppo_recipe
+from .test_chat import Here
+from .toy import PPO as REAL_PPO
+from .toy import ppo_recipe, run_stage, wait_for
 from .update_kit import Toy, toy
 
 RLOO = ("advantage=rloo", "num_generations=2")
@@ -252,3 +257,36 @@ def test_a_policy_with_a_critic_is_continued_without_it(home: Home, base: Path) 
     keys = (*PPO, *GRPO, "max_steps=1", f"policy_adapter_path={first.adapter}")
     run, _ = finish(Home(home.path.parent / "other"), base, Stage.PPO, *keys)
     assert not (run.adapter / "critic").exists() and not (run.adapter / "value_head.safetensors").exists()
+
+
+@pytest.mark.long
+def test_through_the_real_command(shared_home: Home, base: Path, reward_model: Path) -> None:
+    """Stopped and resumed equals straight, two processes equal one, and the result is merged and chatted with."""
+    inputs = (f"model_name_or_path={base}", f"reward_model_path={reward_model}")
+    keys = (*REAL_PPO, *RLOO, *inputs, "num_sample_generations=4")
+    straight = run_stage(shared_home, Stage.PPO, *keys)
+
+    broken = launch(plan(shared_home, load_recipe(Stage.PPO, straight.recipe_file)))
+    requests.write(broken, "pause")  # served at the first step boundary
+    events = broken.attempt_dir(1) / "events.jsonl"
+    wait_for(broken, lambda _: any(event.phase == "paused" for event in EventReader(events).read()))
+    broken.request("stop")
+    state = wait_for(broken, lambda state: state.has_ended)
+    assert (state.phase, state.exit_code) == ("stopped", 75)
+    resume(shared_home, broken.id)
+    assert wait_for(broken, lambda state: state.attempt == 2 and state.has_ended).phase == "finished"
+    assert broken.samples_file.read_text() == straight.samples_file.read_text()
+    for name, tensor in weights(straight).items():
+        assert torch.equal(weights(broken)[name], tensor), name
+
+    halves = ("per_device_train_batch_size=2", "gradient_accumulation_steps=1", "num_processes=2")
+    two = run_stage(shared_home, Stage.PPO, *keys, *halves)
+    for name, tensor in weights(straight).items():
+        torch.testing.assert_close(weights(two)[name], tensor, atol=2e-4, rtol=1e-3)
+
+    merged = run_stage(shared_home, Stage.MERGE, f"adapter_path={straight.id}")
+    result = merged.read_json("result.json")
+    assert 0 < result["difference"] < 0.5 * result["difference_from_base"]
+    for run in (straight, merged):
+        before, after = Here(run).greedy("base", "tuned")
+        assert before and after
