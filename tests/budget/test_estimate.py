@@ -144,6 +144,25 @@ def test_a_critics_adapter_costs_its_weights_gradients_and_states(llama_7b: Arch
     assert own.allocated - shared.allocated >= 4 * (1 + 1 + 2) * one
 
 
+def test_without_a_critic_its_head_costs_nothing_either(llama_7b: Architecture) -> None:
+    head, none = (
+        on_gpu(llama_7b, Stage.PPO, value_adapter=False, advantage=advantage) for advantage in ("gae", "rloo")
+    )
+    assert head.allocated - none.allocated == 4 * (1 + 1 + 2) * llama_7b.hidden
+    assert on_gpu(llama_7b, Stage.PPO, value_adapter=True, advantage="rloo") == none
+
+
+def test_a_prompt_with_several_responses_is_read_once(llama_7b: Architecture) -> None:
+    """In an evaluation every response has a prompt of its own."""
+    keys = {"max_prompt_length": 2000, "response_length": 2, "advantage": "rloo", "local_rollout_forward_batch_size": 8}
+
+    def rollout(n: int, held_out: int) -> int:
+        found = on_gpu(llama_7b, Stage.PPO, num_generations=n, max_eval_samples=held_out, **keys)
+        return next(phase.bytes for phase in found.phases if phase.name == "rollout")
+
+    assert rollout(4, 1) <= rollout(2, 1) < rollout(2, 64) == rollout(4, 64)
+
+
 def test_a_critic_in_the_upper_layers_costs_its_share_and_the_states_that_it_reads(llama_7b: Architecture) -> None:
     keys = {"max_prompt_length": 101, "response_length": 28, "local_rollout_forward_batch_size": 4}
     whole, half, every, many = (

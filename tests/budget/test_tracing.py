@@ -84,6 +84,11 @@ def test_formula_and_trace_agree_on_capped_logits() -> None:
         (Stage.SFT, PLAIN | BATCH | KEPT | {"bf16": True, "lora_dropout": 0.0}),
         (Stage.PPO, PLAIN | ROLLOUT),
         (Stage.PPO, INT8 | ROLLOUT | {"bf16": True, "value_adapter": True}),
+        pytest.param(
+            Stage.PPO,
+            PLAIN | ROLLOUT | {"advantage": "rloo", "num_generations": 2, "max_eval_samples": 1},
+            marks=pytest.mark.long,
+        ),
         pytest.param(Stage.PPO, INT8 | ROLLOUT | {"bf16": True, "value_adapter_layers": 2}, marks=pytest.mark.long),
     ],
 )

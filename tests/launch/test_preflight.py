@@ -17,6 +17,7 @@ from stackllama_engine.data.kinds import kind_of
 from stackllama_engine.launch import installed_types, launcher
 from stackllama_engine.launch.module_names import module_names
 from stackllama_engine.launch.preflight import find_problems, preflight
+from stackllama_engine.launch.unused_keys import unused_notices
 
 SIZES = {
     "hidden_size": 64,
@@ -318,3 +319,12 @@ def test_one_message_for_a_single_stage(model: Callable[..., str]) -> None:
     )
     with pytest.raises(RecipeError, match=r"no such module.* `max_length=129`"):
         preflight(recipe)
+
+
+def test_keys_that_nothing_reads_are_named_with_the_setting() -> None:
+    keys: dict[str, Any] = {"model_name_or_path": str(DEMO_BASE), **PLAIN, **REWARD_FN}
+    assert unused_notices(build_recipe(Stage.PPO, keys)) == []
+    chosen = build_recipe(Stage.PPO, keys | {"advantage": "rloo", "lam": 0.9, "vf_coef": 0.5, "num_generations": 8})
+    assert unused_notices(chosen) == ["`lam`, `vf_coef` have no effect with `advantage: rloo`"]
+    whole = load_recipe(Stage.PIPELINE, None, ["model_name_or_path=demo", "ppo.scale_rewards=true"])
+    assert unused_notices(whole) == ["`scale_rewards` has no effect with `advantage: gae`"]

@@ -265,6 +265,20 @@ def test_a_pipelines_stage_takes_the_shared_value_unless_it_has_its_own() -> Non
     assert not form.differs("ppo.lora_r")
 
 
+def test_keys_without_effect_follow_the_keys_that_decide() -> None:
+    form = Form(Stage.PPO)
+    assert form.unused()["num_generations"] == "advantage: gae" and "vf_coef" not in form.unused()
+    form.set("advantage", "grpo")
+    form.set("kl_in_loss", "true")
+    assert form.unused()["vf_coef"] == "advantage: grpo" and form.unused()["kl_estimator"] == "kl_in_loss: true"
+    assert "num_generations" not in form.unused()
+    whole = Form(Stage.PIPELINE)
+    whole.set("ppo.advantage", "rloo")
+    assert whole.unused().keys() <= whole.fields.keys()
+    assert whole.unused()["ppo.lam"] == "advantage: rloo"
+    assert Form(Stage.SFT).unused() == {}
+
+
 def test_a_shared_key_whose_default_depends_on_the_stage_keeps_what_is_typed() -> None:
     form = filled(Stage.PIPELINE)
     field = form.fields["learning_rate"]

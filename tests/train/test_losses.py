@@ -1,6 +1,7 @@
 """The mathematics, against numbers worked by hand and against plain-Python loops."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -111,6 +112,58 @@ def test_policy_loss_clips_on_both_sides() -> None:
     assert float(result.clipped) == 2.0  # the first and the last
     assert float(result.ratio) == pytest.approx(4.0)
     assert float(result.policykl) == pytest.approx(-2 * math.log(1.5) - 2 * math.log(0.5))
+
+
+def test_policy_loss_clips_wider_above_where_asked() -> None:
+    ratio = torch.tensor([[1.25, 1.5, 0.5, 0.5]])
+    advantages = torch.tensor([[1.0, 1.0, -1.0, 1.0]])
+    result = losses.policy_loss(ratio.log(), torch.zeros(1, 4), advantages, ONES, cliprange=0.2, epsilon_high=0.3)
+    # below 1 it clips at 0.8 still: −1.25, −1.3, max(0.5, 0.8) = 0.8, −0.5
+    assert float(result.loss) == pytest.approx(-1.25 - 1.3 + 0.8 - 0.5)
+    assert float(result.clipped) == 2.0
+
+
+def test_leave_one_out_compares_with_the_mean_of_the_others() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]])
+    # 1 − (2 + 6) / 2, 2 − (1 + 6) / 2, 6 − (1 + 2) / 2
+    expected = torch.tensor([[-3.0, -1.5, 4.5], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(losses.leave_one_out(rewards, torch.ones(2, 3)), expected)
+    # a response without a score, whatever stands there, is in no baseline: 1 − 6 and 6 − 1; one alone has none
+    rewards[0, 1] = torch.nan
+    scored = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    found = losses.leave_one_out(rewards, scored)
+    torch.testing.assert_close(found, torch.tensor([[-5.0, 0.0, 5.0], [0.0, 0.0, 0.0]]))
+
+
+def test_group_relative_subtracts_the_mean_and_may_divide_by_the_deviation() -> None:
+    rewards, everything = torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]]), torch.ones(2, 3)
+    plain = torch.tensor([[-2.0, -1.0, 3.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(losses.group_relative(rewards, everything, scale=False), plain)
+    std = math.sqrt((4 + 1 + 9) / 2)  # unbiased
+    torch.testing.assert_close(losses.group_relative(rewards, everything, scale=True), plain / (std + 1e-4))
+    rewards[0, 1] = torch.nan
+    scored = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    found = losses.group_relative(rewards, scored, scale=False)
+    torch.testing.assert_close(found, torch.tensor([[-2.5, 0.0, 2.5], [0.0, 0.0, 0.0]]))
+
+
+def test_groups_without_spread_are_those_of_equal_scores() -> None:
+    scores = torch.tensor([[5.3, 5.3], [5.3, 5.3 + 1e-6], [5.3, 5.31], [1.0, 2.0]])
+    scored = torch.tensor([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 0.0]])  # the last is a score alone
+    assert losses.without_spread(scores, scored).tolist() == [True, True, False, True]
+
+
+def test_response_weights_make_a_token_mean_the_other_losses() -> None:
+    token_losses = torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 0.0]])
+    lengths, tokens, responses = torch.tensor([3.0, 1.0]), torch.tensor(4.0), torch.tensor(2.0)
+
+    def loss(kind: Literal["grpo", "bnpo", "dr_grpo"]) -> float:
+        weights = losses.response_weights(kind, lengths, tokens, responses, longest=5)
+        return float(losses.weighted_sum(token_losses, weights) / tokens)
+
+    assert loss("bnpo") == pytest.approx(10 / 4)
+    assert loss("grpo") == pytest.approx((6 / 3 + 4) / 2)
+    assert loss("dr_grpo") == pytest.approx(10 / (2 * 5))
 
 
 def test_equal_policies_have_ratio_one_and_no_kl() -> None:

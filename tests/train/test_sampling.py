@@ -1,5 +1,6 @@
 """What makes sampling faster changes nothing of what is sampled, and leaves nothing behind."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,33 @@ def test_groups_of_like_length_sample_what_all_together_do(base: Path) -> None:
     together = sample(shared, PROMPTS, noise, stops=(2,), pad=0)
     assert sample(shared, PROMPTS, noise, stops=(2,), pad=0, micro_batch_size=2) == together
     assert len({len(response) for response in together}) > 1
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("micro_batch_size", [0, 4, 3])  # all groups at once, two, and groups that are split
+def test_a_prompt_that_is_read_once_per_group_samples_the_same(
+    base: Path, static: bool, micro_batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = policy(base)
+    shared.decoding = replace(shared.decoding, static=static)
+    prompts = [prompt for prompt in PROMPTS[:4] for _ in range(2)]
+    noise = [draw_noise(1, 0, index, (3, 9)) for index in range(len(prompts))]
+    expected = sample(shared, prompts, noise, stops=(2,), pad=0)
+    read: list[int] = []
+    hidden = shared.hidden
+
+    def counted(ids: Tensor, *rest: Any) -> Tensor:
+        if ids.shape[1] > 1:
+            read.append(len(ids))
+        return hidden(ids, *rest)
+
+    monkeypatch.setattr(shared, "hidden", counted)
+    found = sample(shared, prompts, noise, stops=(2,), pad=0, micro_batch_size=micro_batch_size, group_size=2)
+    assert found == expected
+    for mine, theirs in zip(found.logprobs, expected.logprobs, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+    assert sum(read) == {0: 4, 4: 4, 3: 5}[micro_batch_size]
+    assert all(found[index] != found[index + 1] for index in range(0, len(found), 2))  # noise is the response's own
 
 
 def test_checking_less_often_for_ends_changes_nothing(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,11 @@ def test_a_pickle_in_a_checkpoint_of_ppo_is_no_safetensors(tmp_path: Path, proof
     poison(tmp_path / f"{name}.safetensors", proof)
     weight = torch.nn.Linear(1, 1, bias=False)
     base: Any = SimpleNamespace(
-        device="cpu", has_separate_critic=False, load_policy_state=lambda _: None, value_head=torch.nn.Module()
+        device="cpu",
+        has_critic=True,
+        has_separate_critic=False,
+        load_policy_state=lambda _: None,
+        value_head=torch.nn.Module(),
     )
     trainables: Any = Trainables.__new__(Trainables)
     trainables.base, trainables.optimizer = base, torch.optim.AdamW(weight.parameters())

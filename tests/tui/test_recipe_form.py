@@ -177,6 +177,24 @@ def test_defaults_are_shown_and_what_differs_is_marked_without_colour() -> None:
     drive(form, steps)
 
 
+def test_keys_without_effect_say_which_setting_makes_them_so() -> None:
+    form = Form(Stage.PPO)
+
+    async def steps(app: FormApp, pilot: Pilot[None]) -> None:
+        app.widget.move_to("num_generations")
+        await pilot.pause()
+        assert app.line("num_generations").endswith("4  no effect with advantage: gae")
+        app.widget.apply({"advantage": "rloo"})
+        await pilot.pause()
+        assert app.line("num_generations").endswith("4")
+        app.widget.move_to("lam")
+        await pilot.pause()
+        assert app.line("0.95").split() == ["›", "lam", "0.95", "no", "effect", "with", "advantage:", "rloo"]
+        assert app.help().startswith("lam  no effect with advantage: rloo · ")
+
+    drive(form, steps)
+
+
 def test_editing_in_place_validates_and_tells_at_each_keystroke() -> None:
     form = sft()
 

@@ -14,6 +14,7 @@ from msgspec import UNSET
 from stackllama_engine.contract.errors import RecipeError
 from stackllama_engine.contract.recipe import ALTERNATIVES, RECIPES, WIRED, AnyRecipe, PipelineRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
+from stackllama_engine.contract.recipe_ppo import unused_keys
 from stackllama_engine.contract.stages import PIPELINE_STAGES, Stage
 from stackllama_engine.contract.wording import wrong
 from stackllama_engine.launch.sections import PLACEHOLDER
@@ -87,6 +88,14 @@ class Form:
     def differences(self) -> dict[str, str]:
         """Return the typed values that are not the default, by key, in the form's order."""
         return {key: self._texts[key] for key in self.fields if key in self._texts}
+
+    def unused(self) -> dict[str, str]:
+        """Return the keys that another one leaves without effect, each with that one's setting: ``advantage: rloo``."""
+        if self.stage not in (Stage.PPO, Stage.PIPELINE):
+            return {}
+        prefix = "" if self.stage is Stage.PPO else f"{Stage.PPO}."
+        names = unused_keys(self.text(f"{prefix}advantage"), self.text(f"{prefix}kl_in_loss") == "true")
+        return {f"{prefix}{name}": setting for name, setting in names.items()}
 
     def was(self, key: str) -> str | None:
         """Return the text that the form was filled with, where it is another one now; else None."""

@@ -27,10 +27,11 @@ _SECTIONS: dict[str, str] = {
     "Batch & length": """per_device_train_batch_size gradient_accumulation_steps num_mini_batches
         local_rollout_forward_batch_size max_tokens_per_micro_batch per_device_eval_batch_size gradient_checkpointing
         max_length max_prompt_length packing packing_strategy assistant_only_loss""",
-    "PPO": """num_ppo_epochs cliprange cliprange_value vf_coef ent_coef gamma lam whiten_rewards whiten_advantages
+    "PPO": """advantage num_generations scale_rewards mask_truncated_completions skip_zero_std_groups num_ppo_epochs
+        cliprange epsilon_high cliprange_value vf_coef ent_coef gamma lam whiten_rewards whiten_advantages
         early_stopping target_kl ratio_threshold value_adapter value_adapter_layers
         value_head_init""",
-    "Preference": "loss_type loss_weights beta label_smoothing",
+    "Loss": "loss_type kl_in_loss loss_weights beta label_smoothing",
     "Sampling": """temperature response_length random_length_limits missing_eos_penalty missing_eos_reward use_vllm
         vllm_gpu_memory_utilization""",
     "KL & reward": """kl_coef kl_estimator adap_kl_ctrl target horizon normalize_reward cliprange_reward

@@ -29,7 +29,8 @@ EstimatedRecipe = TrainedRecipe | MergeRecipe
 _ADAPTER = 4
 """Adapters are float32 whatever the base (``train/models.py``)."""
 _RECORD = 8
-"""float32 values per response token: log-probability, value, entropy, reference, mask, KL, advantage, return."""
+"""float32 values per response token: log-probability, value, entropy, reference, mask, KL, advantage, and the return,
+or without a critic the mask of the loss."""
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
@@ -201,12 +202,13 @@ def _ppo(
     left = _mode(recipe, arch, precision, masked=True, length=length, on_gpu=on_gpu)  # sampling pads prompts there
     mode = _mode(recipe, arch, precision, masked=keeps_mask(arch, precision), length=length, on_gpu=on_gpu)
     one = adapter.trained_parameters(recipe, arch)
-    critic_layers = min(recipe.critic_layers(arch.layers), arch.layers) if recipe.value_adapter else 0
-    trained = one + adapter.parameters(mode.targets, mode.rank, critic_layers) + arch.hidden  # and the value head
+    critic_layers = min(recipe.critic_layers(arch.layers), arch.layers) if recipe.has_separate_critic else 0
+    head = arch.hidden if recipe.has_critic else 0  # the value head
+    trained = one + adapter.parameters(mode.targets, mode.rank, critic_layers) + head
     tensors = (
         *adapter.tensors(mode.targets, mode.rank, arch.layers),
         *adapter.tensors(mode.targets, mode.rank, critic_layers),
-        optimizer.Trained(1, arch.hidden),
+        *([optimizer.Trained(1, head)] if head else []),
     )
     kind = optimizer.kind_of(recipe.optim, on_gpu=on_gpu)
     reference = one if recipe.policy_adapter_path else 0
@@ -230,8 +232,11 @@ def _ppo(
         narrowed=2 * (one + arch.hidden) if precision.amp else 0,
         rollout_record=record,
     )
-    batch, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
-    rows = min(batch, max(recipe.local_batch_size, batch if held_out is None else held_out))
+    batch = recipe.local_rollout_forward_batch_size
+    held_out = batch if recipe.max_eval_samples is None else recipe.max_eval_samples
+    rows = min(batch, max(recipe.local_batch_size, held_out))
+    # a prompt that several responses begin with is read once; those of an evaluation are all different
+    prompts = max(-(-min(batch, recipe.local_batch_size) // recipe.group_size), min(batch, held_out))
     size, mini_batch = recipe.micro_batch_size, recipe.local_batch_size // recipe.num_mini_batches
     scored = rows
     if recipe.max_tokens_per_micro_batch is not None:
@@ -259,7 +264,7 @@ def _ppo(
         on_gpu=on_gpu,
     )
     moments = training.phases(work)
-    if recipe.value_adapter:  # its pass comes after the policy's, whose gradients still exist; it has no logits
+    if recipe.has_separate_critic:  # its pass comes after the policy's, whose gradients still exist; it has no logits
         states = size * (8 * response * arch.hidden + (stream + kept) * length)
         critic = msgspec.structs.replace(arch, layers=critic_layers)
         moments += training.phases(
@@ -268,7 +273,7 @@ def _ppo(
     update = max(moments, key=lambda moment: moment.bytes)
     more = [Component("reward model", reward_bytes)] if reward_bytes else []
     more.append(Component("rollout record", record))
-    rollout = inference.rollout(arch, left, resident, rows, prompt, response, on_gpu=on_gpu)
+    rollout = inference.rollout(arch, left, resident, rows, prompt, response, prompts=prompts, on_gpu=on_gpu)
     return [
         rollout if share is None else inference.vllm_rollout(resident, share),
         inference.score(arch, mode, resident, scored, length, response, reward_forward, on_gpu=on_gpu),

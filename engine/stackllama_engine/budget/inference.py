@@ -35,20 +35,30 @@ def kv_cache(arch: Architecture, mode: LayerMode, rows: int, tokens: int) -> int
 
 
 def rollout(
-    arch: Architecture, mode: LayerMode, resident: Resident, rows: int, prompt: int, response: int, *, on_gpu: bool
+    arch: Architecture,
+    mode: LayerMode,
+    resident: Resident,
+    rows: int,
+    prompt: int,
+    response: int,
+    *,
+    prompts: int,
+    on_gpu: bool,
 ) -> PhaseEstimate:
     """Return the sampling phase: the longest cache and one decoding step, or the prompt's forward pass.
 
     A decoding step holds one layer's keys twice, while finished rows leave (or, in layers with a sliding window, while
     they grow by one token), or the next token's distribution. The adapter's 16-bit copies are kept from the first token
-    to the last. On a GPU there is room for whole tiles of tokens (``train/ppo/static_decoder.py``).
+    to the last. On a GPU there is room for whole tiles of tokens (``train/ppo/static_decoder.py``). There are fewer
+    ``prompts`` than ``rows`` where several responses begin with the same one.
     """
     room = -(-(prompt + response) // ROOM_TILE) * ROOM_TILE if on_gpu else prompt + response
     cache = kv_cache(arch, mode, rows, room)
     doubled = arch.kv * max(mode.precision.compute, mode.precision.residual) * rows * room
     logits = lm_head.sampling(arch, mode.precision, rows)
     last = resident.narrowed + max(logits, doubled) + activations.forward_transient(arch, mode, rows)
-    prefill = activations.forward_transient(arch, mode, rows * prompt) - kv_cache(arch, mode, rows, response)
+    unfilled = kv_cache(arch, mode, prompts, response) + kv_cache(arch, mode, rows - prompts, prompt + response)
+    prefill = activations.forward_transient(arch, mode, prompts * prompt) - unfilled
     return phase(
         "rollout",
         **_components(resident, record=False),

@@ -326,7 +326,7 @@ METRICS: tuple[Metric, ...] = (
         label="KL (k3)",
         chart=_KL,
         series="penalty, k3",
-        help="With `kl_estimator: k3`: as `objective/kl_k2`.",
+        help="With `kl_estimator: k3` or `kl_in_loss: true`: as `objective/kl_k2`.",
     ),
     Metric(
         name="loss/policy_avg",
@@ -335,7 +335,7 @@ METRICS: tuple[Metric, ...] = (
         chart="loss",
         series="policy",
         short="policy loss",
-        help="Clipped surrogate objective, negated, per token.",
+        help="Clipped surrogate objective, negated, per token; with a `loss_type` other than `bnpo`, divided by that.",
     ),
     Metric(
         name="loss/value_avg",
@@ -345,6 +345,14 @@ METRICS: tuple[Metric, ...] = (
         series="value",
         short="value loss",
         help="Half the clipped squared error of the values, per token.",
+    ),
+    Metric(
+        name="loss/kl_avg",
+        stages=(PPO,),
+        label="KL in the loss",
+        chart="loss",
+        series="KL, unweighted",
+        help="With `kl_in_loss`: KL of the policy in training to the reference, estimated by k3, per token.",
     ),
     Metric(
         name=MEMORY,
@@ -535,6 +543,16 @@ METRICS: tuple[Metric, ...] = (
         series="critic",
         better="higher",
         help="1 − Var(returns − values) / Var(returns).",
+    ),
+    Metric(
+        name="frac_reward_zero_std",
+        stages=(PPO,),
+        label="groups without spread",
+        chart="groups without spread",
+        series="share",
+        better="lower",
+        help="With `advantage: rloo` or `grpo`: share of prompts whose responses all have the same score, before the "
+        "KL penalty, so that they teach nothing.",
     ),
     Metric(
         name="reward/model",

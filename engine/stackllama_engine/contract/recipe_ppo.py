@@ -29,10 +29,32 @@ from .recipe_common import (
 from .stages import Split, Stage
 
 KlEstimator = Literal["k1", "k2", "k3"]
+AdvantageEstimator = Literal["gae", "rloo", "grpo"]
+GroupLoss = Literal["grpo", "bnpo", "dr_grpo"]
 _STACKLLAMA = "https://huggingface.co/blog/stackllama"
 _TRL_VLLM = "https://huggingface.co/docs/trl/vllm_integration"
 _N_DETAILS = "https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo"
+_TRL_GRPO = "https://huggingface.co/docs/trl/grpo_trainer"
 _DEFAULT_EOS_PENALTY = 1.0  # as TRL's PPO scripts have it
+_OF_CRITIC = (
+    "gamma",
+    "lam",
+    "whiten_rewards",
+    "whiten_advantages",
+    "value_learning_rate",
+    "cliprange_value",
+    "vf_coef",
+    "value_adapter",
+    "value_adapter_layers",
+    "value_head_init",
+)
+_OF_GROUPS = (
+    "num_generations",
+    "loss_type",
+    "kl_in_loss",
+    "mask_truncated_completions",
+    "skip_zero_std_groups",
+)
 FUNCTION = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
 """``package.module:function``."""
 REWARD_ARGUMENTS = frozenset({"prompts", "completions", "completion_ids", "questions", "responses"})
@@ -52,6 +74,24 @@ Several = Annotated[int, Meta(ge=2)]
 Layers = AtLeastOne | Annotated[float, Meta(gt=0, lt=1)]
 """Number of layers, or below 1 a share of all."""
 Limits = Annotated[list[AtLeastOne], Meta(min_length=2, max_length=2)]
+
+
+def unused_keys(advantage: str, kl_in_loss: bool) -> dict[str, str]:
+    """Return the keys of PPO that these two leave without effect, each with the setting that does so.
+
+    Args:
+        advantage: the key of that name.
+        kl_in_loss: likewise.
+    """
+    why = f"advantage: {advantage}"
+    if advantage == "gae":
+        return dict.fromkeys((*_OF_GROUPS, "scale_rewards"), why)
+    unused: dict[str, str] = {key: why for key in _OF_CRITIC}
+    if advantage != "grpo":
+        unused["scale_rewards"] = why
+    if kl_in_loss:
+        unused["kl_estimator"] = "kl_in_loss: true"
+    return unused
 
 
 class RewardFunc(Struct, frozen=True, kw_only=True):
@@ -279,6 +319,59 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 10_000
 
     # PPO
+    advantage: Annotated[
+        AdvantageEstimator,
+        about(
+            "Estimator of advantages. `gae`: from a critic's values, token by token (arXiv:1506.02438). `rloo`: a "
+            "response's reward minus the mean of the others to the same prompt (arXiv:2402.14740). `grpo`: minus the "
+            "mean of its group (arXiv:2402.03300). The latter two need no critic."
+        ),
+    ] = "gae"
+    num_generations: Annotated[
+        int,
+        about(
+            "Number of responses per prompt with `advantage: rloo` or `grpo`; divides the number of responses per "
+            f"device and step ({_TRL_GRPO}).",
+            ge=2,
+        ),
+    ] = 4
+    scale_rewards: Annotated[
+        bool,
+        about(
+            "With `advantage: grpo`, divide advantages by the standard deviation of their group plus 1e-4, as "
+            "published (arXiv:2402.03300); it favours prompts that are nearly solved or nearly hopeless "
+            "(arXiv:2503.20783)."
+        ),
+    ] = False
+    loss_type: Annotated[
+        GroupLoss,
+        about(
+            "How token losses become one with `advantage: rloo` or `grpo`. `bnpo`: mean over the mini-batch's tokens, "
+            "on all ranks. `grpo`: mean over a response's tokens, then over responses. `dr_grpo`: sum over tokens ÷ "
+            f"(responses × maximum length), arXiv:2503.20783 ({_TRL_GRPO})."
+        ),
+    ] = "bnpo"
+    kl_in_loss: Annotated[
+        bool,
+        about(
+            "With `advantage: rloo` or `grpo`, put the KL penalty into the loss, per token, by the estimator k3 "
+            "(arXiv:2402.03300, eq. 4); false: it lowers a response's reward."
+        ),
+    ] = False
+    mask_truncated_completions: Annotated[
+        bool,
+        about(
+            "With `advantage: rloo` or `grpo`, leave responses without an end-of-sequence token out of the loss "
+            "(arXiv:2503.14476, section 3.4); their group's baseline still counts them."
+        ),
+    ] = False
+    skip_zero_std_groups: Annotated[
+        bool,
+        about(
+            "With `advantage: rloo` or `grpo`, leave groups whose responses all have the same score out of the loss: "
+            "they teach nothing, and in `bnpo` their tokens weaken the others' (arXiv:2503.14476, section 3.2)."
+        ),
+    ] = False
     gamma: Annotated[float, about("Discount factor of GAE (arXiv:1506.02438).", ge=0, le=1)] = 1.0
     lam: Annotated[float, about("GAE lambda (arXiv:1506.02438).", ge=0, le=1)] = 0.95
     whiten_rewards: Annotated[
@@ -286,6 +379,13 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = False
     whiten_advantages: Annotated[bool, about(f"Whiten advantages over all tokens of all ranks ({_N_DETAILS}).")] = True
     cliprange: Annotated[float, about("Clip range of the policy ratio (arXiv:1707.06347).", gt=0)] = 0.2
+    epsilon_high: Annotated[
+        Positive | None,
+        about(
+            "Clip range of the policy ratio above 1; empty: `cliprange`. A wider one, such as 0.28, lets unlikely "
+            "tokens become likelier (arXiv:2503.14476, section 3.1)."
+        ),
+    ] = None
     cliprange_value: Annotated[
         float, about(f"Clip range of the values around those of the rollout ({_N_DETAILS}).", gt=0)
     ] = 0.2
@@ -382,6 +482,12 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError("the ppo recipe needs `reward_model_path` or `reward_funcs`; give one of them.")
         self._check_functions()
         self._check_critic()
+        if self.local_batch_size % self.group_size:
+            raise ValueError(
+                f"`num_generations: {self.num_generations}` does not divide the {self.local_batch_size} responses per "
+                "device and step (`per_device_train_batch_size` × `gradient_accumulation_steps` × "
+                "`num_mini_batches`); change one of them."
+            )
         if self.fp16:
             raise ValueError("`fp16: true`: PPO has no loss scaling; use `bf16: true`.")
         if self.missing_eos_penalty not in (None, "auto") and self.missing_eos_reward is not None:
@@ -411,6 +517,8 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Raises:
             ValueError: one of them needs another.
         """
+        if not self.has_critic:
+            return
         if self.value_head_init == "reward" and not self.reward_model_path:
             raise ValueError("`value_head_init: reward` needs `reward_model_path`; use `value_head_init: auto`.")
         if self.value_adapter_layers is not None and not self.value_adapter:
@@ -523,6 +631,31 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.missing_eos_penalty != "auto":
             return self.missing_eos_penalty or 0.0
         return _DEFAULT_EOS_PENALTY if self.reward_model_path and self.missing_eos_reward is None else 0.0
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether advantages come from a critic's values."""
+        return self.advantage == "gae"
+
+    @property
+    def has_separate_critic(self) -> bool:
+        """Whether there is a critic, with an adapter of its own."""
+        return self.has_critic and self.value_adapter
+
+    @property
+    def group_size(self) -> int:
+        """Responses per prompt in training; 1 with a critic."""
+        return 1 if self.has_critic else self.num_generations
+
+    @property
+    def penalty_estimator(self) -> KlEstimator:
+        """Estimator of the KL that is penalised: `kl_estimator`, but k3 in the loss."""
+        return "k3" if self.kl_in_loss and not self.has_critic else self.kl_estimator
+
+    @property
+    def unused(self) -> dict[str, str]:
+        """Keys that others leave without effect; see :func:`unused_keys`."""
+        return unused_keys(self.advantage, self.kl_in_loss)
 
     def critic_layers(self, depth: int) -> int:
         """Return how many of a base's ``depth`` layers the critic's own adapter is in; more than it has if so asked."""

@@ -35,6 +35,7 @@ REFUSED = frozenset(
         "lora_target_modules",
         "optim",
         "policy_adapter_path",
+        "advantage",
         "value_adapter",
         "value_adapter_layers",
     }

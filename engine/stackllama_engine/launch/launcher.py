@@ -53,6 +53,7 @@ from .resubmit import resubmission
 from .reward_model_check import audit_notices
 from .supervisor_log import SUPERVISOR_LOG
 from .uninterrupted import uninterrupted
+from .unused_keys import unused_notices
 
 _ANY_RUN = "RUN_ID"
 
@@ -146,7 +147,12 @@ def plan(
         gpus=tuple(gpus),
         parents=(*inputs, *parents),
         functions=tuple(reward_functions(recipe)),
-        notices=(*data_notices(recipe), *batch_notices(request, recipe), *audit_notices(recipe)),
+        notices=(
+            *data_notices(recipe),
+            *batch_notices(request, recipe),
+            *unused_notices(recipe),
+            *audit_notices(recipe),
+        ),
         after=after,
     )
 

@@ -45,6 +45,8 @@ class Row(Struct, frozen=True):
     wrong: bool = False
     moved: bool = False
     """The recipe that filled the form has another value."""
+    unused: bool = False
+    """Another key's value leaves it without effect."""
 
 
 class Glyphs(Struct, frozen=True):
@@ -100,7 +102,7 @@ def _rank(field: FormField, words: list[str]) -> int:
 
 def build_rows(form: Form, fields: list[FormField], width: int, last_edited: str) -> list[Row]:
     """Lay out headings, fields and errors of these fields."""
-    errors = form.errors()
+    errors, unused = form.errors(), form.unused()
     owners = _owners(form, [field.key for field in fields], errors, last_edited)
     rows: list[Row] = []
     heading = ""
@@ -108,7 +110,7 @@ def build_rows(form: Form, fields: list[FormField], width: int, last_edited: str
         if field.heading != heading:
             heading = field.heading
             rows.append(Row("heading", heading))
-        rows.append(_field_row(form, field, field.key in errors))
+        rows.append(_field_row(form, field, field.key in errors, unused.get(field.key, "")))
         if owners.get(errors.get(field.key, "")) == field.key:
             lines = wrap(one_line(errors[field.key]), max(8, width - _ERROR_INDENT - 2), _ERROR_LINES)
             rows += [Row("error", line, field.key, changed=index == 0) for index, line in enumerate(lines)]
@@ -128,7 +130,7 @@ def _owners(form: Form, keys: list[str], errors: Mapping[str, str], last_edited:
     return owners
 
 
-def _field_row(form: Form, field: FormField, wrong: bool) -> Row:
+def _field_row(form: Form, field: FormField, wrong: bool, unused: str) -> Row:
     changed = form.differs(field.key)
     default = EMPTY if not field.required else NEEDED
     if field.by_stage:
@@ -139,7 +141,8 @@ def _field_row(form: Form, field: FormField, wrong: bool) -> Row:
     before = form.was(field.key)
     note = f"default {default}" if changed and not field.required else ""
     note = note if before is None else f"was {one_line(before) or EMPTY}"
-    return Row("field", field.name, field.key, value, note, changed, wrong, before is not None)
+    note = f"no effect with {unused}" if unused else note
+    return Row("field", field.name, field.key, value, note, changed, wrong, before is not None, bool(unused))
 
 
 def key_width(rows: list[Row], width: int) -> int:
@@ -180,11 +183,16 @@ def _field_pieces(
     room = max(0, width - _GUTTER - keys - _GAP)
     value = cut(row.value, room, keep_end="/" in row.value, ellipsis=glyphs.ellipsis)
     missing = row.value == NEEDED and not row.changed
+    key_style = "default" if row.unused else "changed" if row.changed else "key"
+    value_style = "error" if missing else "changed" if row.changed and not row.unused else "default"
     return [
         (glyphs.pointer if cursor else " ", of("key")),
         (f"{mark} ", of("error" if row.wrong else "changed")),
-        (fit(row.text, keys, ellipsis=glyphs.ellipsis) + " " * _GAP, of("changed" if row.changed else "key")),
-        (value + "  ", of("error" if missing else "changed" if row.changed else "default")),
+        (
+            fit(row.text, keys, ellipsis=glyphs.ellipsis) + " " * _GAP,
+            of(key_style),
+        ),
+        (value + "  ", of(value_style)),
         *_note_pieces(row, room - cell_len(value) - 2, of, glyphs),
     ]
 

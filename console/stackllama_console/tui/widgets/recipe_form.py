@@ -394,6 +394,8 @@ class RecipeForm(Container):
         said = "default by stage" if field.by_stage else f"default {default}"
         if field.required:
             said = "no default" if self.form.differs(field.key) else "needed"
+        if setting := self.form.unused().get(field.key):
+            said = f"no effect with {setting}"
         width, height = self._help.size.width, max(1, self._help.size.height)
         bounds = field.bounds_text + (", tab completes a path" if field.name in PATH_KEYS and self.editing else "")
         title = f"{field.key}  {said} · {bounds}"

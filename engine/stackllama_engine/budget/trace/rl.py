@@ -89,7 +89,8 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
     base.plain_head = not architecture_of(config, "", "", frozenset()).logit_steps
     base._continues = recipe.policy_adapter_path is not None
     base.value_head = nn.Linear(models.head_hidden(model), 1, bias=False, dtype=torch.float32)
-    base.has_separate_critic = recipe.value_adapter
+    base.has_critic = recipe.has_critic
+    base.has_separate_critic = recipe.has_separate_critic
     adapters = ((REFERENCE, base._continues), (REWARD, adapter_scores), (CRITIC, base.has_separate_critic))
     for name, wanted in adapters:
         if wanted:
@@ -115,6 +116,13 @@ def rows(recipe: PPORecipe) -> int:
     return min(batch, max(recipe.local_batch_size, batch if held_out is None else held_out))
 
 
+def prompts(recipe: PPORecipe) -> int:
+    """Return the maximum number of different prompts per batch of :func:`rows`."""
+    batch, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
+    trained = -(-min(batch, recipe.local_batch_size) // recipe.group_size)
+    return max(trained, min(batch, batch if held_out is None else held_out))
+
+
 def micro_batch(recipe: PPORecipe) -> int:
     """Return the number of responses of maximum length per micro-batch of the update."""
     if recipe.max_tokens_per_micro_batch is None:
@@ -136,7 +144,12 @@ def _tokens(recipe: PPORecipe, base: SharedBase, storages: Storages) -> None:
     uniforms = torch.zeros(count, response, dtype=torch.float64)
     cache = DynamicCache(config=base.base.config)
     storages.enter_phase(PREFILL)
-    tokens = _first_tokens(base, count, prompt, uniforms[:, 0], cache)
+    distinct = prompts(recipe)
+    tokens = _first_tokens(base, distinct, prompt, uniforms[:distinct, 0], cache)
+    if distinct < count:  # several responses begin with the same prompt
+        origins: Any = torch.zeros(count, dtype=torch.int64)
+        cache.reorder_cache(origins)
+        tokens = tokens[origins]
     longest = prompt + response - 1
     start = max(prompt, longest - _DECODED)
     layers: list[Any] = cache.layers
@@ -230,7 +243,10 @@ def _rollout(recipe: PPORecipe, base: SharedBase, count: int | None = None) -> t
         scores=torch.zeros(count),
         lower=_lower(base, ids) if base.below_critic else None,
     )
-    return rollout, Advantages(kl=column(), advantages=column(), returns=column())
+    if recipe.has_critic:
+        return rollout, Advantages(kl=column(), advantages=column(), returns=column())
+    reference = rollout.ref_logprobs if recipe.kl_in_loss else None
+    return rollout, Advantages(column(), column(), None, loss_mask=column(), ref_logprobs=reference)
 
 
 def _lower(base: SharedBase, ids: Tensor) -> Tensor:

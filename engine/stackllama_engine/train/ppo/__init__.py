@@ -12,7 +12,9 @@ Where it departs from StackLLaMA's PPO (TRL 0.4, April 2023):
   processes see the same noise;
 - gradients of the small adapter are summed over ranks by one all-reduce instead of DDP's hooks, which three adapters
   taking turns on one module would confuse;
-- the reward model reads prompt and response through text, in the same template and encoding that it was trained on.
+- the reward model reads prompt and response through text, in the same template and encoding that it was trained on;
+- `advantage: rloo | grpo` replaces the critic by groups of responses to one prompt. TRL's RLOO weighs a whole response
+  by one ratio, this one every token by its own, as GRPO does: the gradient is the same where the ratio is 1.
 
 One step reads: 1 sample · 2 score · 3 evaluate · 4 rewards · 5 advantages · 6 update (:mod:`.algorithm`).
 """

@@ -10,6 +10,10 @@
 5. **advantages**: generalised advantage estimation from rewards and values → ``advantages``, ``returns``, ``[B, R]``.
 6. **update**: epochs of mini-batches: clipped surrogate objective for the policy, clipped squared error for the critic.
 
+With `advantage` rloo or grpo there is no critic. 1 samples groups of ``n`` responses to the same prompt, one after the
+other in ``B``; 4 adds a response's token rewards up to one number, and 5 compares it with the rest of its group →
+one advantage per response, the same for all of its tokens. Everything else is shared.
+
 The trainer makes one step of::
 
     responses = algorithm.sample(prompts, noise, stops)  # 1
@@ -20,8 +24,9 @@ The trainer makes one step of::
 
 Departures from StackLLaMA's PPO are listed in the package's docstring.
 
-Sources: PPO arXiv:1707.06347; GAE arXiv:1506.02438; the KL penalty in the reward, and its controller,
-arXiv:1909.08593. Each formula is a function of :mod:`.losses`, which takes tensors and plain numbers.
+Sources: PPO arXiv:1707.06347; GAE arXiv:1506.02438; RLOO arXiv:2402.14740; GRPO arXiv:2402.03300; the KL penalty in
+the reward, and its controller, arXiv:1909.08593. Each formula is a function of :mod:`.losses`, which takes tensors and
+plain numbers.
 
 Shapes: ``B`` responses on this rank, ``R`` tokens in the longest of them; in a micro-batch, ``b`` and ``r``. ``mask``
 is 1 on response tokens, the end token included, and 0 on the padding after them; every per-token loss, mean and
@@ -90,18 +95,21 @@ class Algorithm:
     """Runs a phase on every rank until it fits into memory."""
     reduce: Reduce
 
-    def sample(self, prompts: Sequence[Prompt], noise: Sequence[Noise], stops: Sequence[int]) -> Responses:
+    def sample(
+        self, prompts: Sequence[Prompt], noise: Sequence[Noise], stops: Sequence[int], group_size: int = 1
+    ) -> Responses:
         """1 sample: generate one response per prompt.
 
         Args:
             prompts: of this rank.
             noise: random numbers of each response; they follow from seed, step and position in the step.
             stops: tokens that end a response.
+            group_size: number of prompts in a row that are the same one.
 
         Raises:
             Abandoned: a stop is wanted.
         """
-        return self.run_on_all_ranks(lambda: self.worker.respond(prompts, noise, stops))
+        return self.run_on_all_ranks(lambda: self.worker.respond(prompts, noise, stops, group_size))
 
     def score(
         self,
@@ -190,10 +198,7 @@ def compute_advantages(
 ) -> Advantages:
     """4 rewards per token and 5 advantages: the only place that makes advantages.
 
-    Another estimator is another branch here. One without a value function, such as one from groups of responses to the
-    same prompt, gives ``returns=None``: the update then leaves the critic as it is. Its groups would be this rank's
-    rows with equal ``rollout.texts[i].question``; the trainer would have to repeat prompts on a rank, as it gives each
-    once. The update and the metrics read what this returns, and nothing else knows how it was made.
+    The update and the metrics read what this returns, and nothing else knows how it was made.
 
     Args:
         recipe: estimator of KL, discount, what is whitened.
@@ -206,8 +211,10 @@ def compute_advantages(
     # 4 rewards. The KL enters here: −kl_coef · KL is the reward of every token; the last one's also has the score.
     # `kl_estimator`, with d = log π_old − log π_ref: k1 (the default) = d, k2 = ½ d², k3 = e^−d − 1 + d. π_old is the
     # policy that sampled, fixed for the whole update; no gradient flows through the rewards.
-    kl = losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs, recipe.kl_estimator)  # [B, R]
+    kl = losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs, recipe.penalty_estimator)  # [B, R]
     kl = losses.masked(kl, mask)  # [B, R]
+    if not recipe.has_critic:
+        return _group_advantages(recipe, rollout, scores, kl, kl_coef)
     rewards = losses.token_rewards(scores, kl, mask, kl_coef)  # [B, R]
     # whitening: (x − mean) / √(var + 1e-8), plus the mean again unless it is shifted to 0; mean and unbiased variance
     # are over all ranks' tokens; padding is 0 afterwards
@@ -219,6 +226,45 @@ def compute_advantages(
     if recipe.whiten_advantages:  # the returns stay as they are
         advantages = whiten(advantages, mask, reduce, shift_mean=True)  # [B, R]
     return Advantages(kl=kl, advantages=advantages, returns=returns)
+
+
+def _group_advantages(recipe: PPORecipe, rollout: Rollout, scores: Tensor, kl: Tensor, kl_coef: float) -> Advantages:
+    """Compute advantages within groups of ``n`` responses to the same prompt, without values.
+
+    Args:
+        recipe: estimator, and what is left out of the loss.
+        rollout: of this rank, whose groups are ``n`` rows in a row.
+        scores: final scores, ``[B]``.
+        kl: per token, by the penalty's estimator, ``[B, R]``.
+        kl_coef: weight of the KL penalty.
+    """
+    mask = rollout.mask  # [B, R]
+    # a response's reward is the sum of its token rewards: its score, and −kl_coef · KL unless the loss holds that
+    rewards = scores if recipe.kl_in_loss else scores - kl_coef * kl.sum(1)  # [B]
+    # responses that every function abstained from have no reward of their own, and enter no baseline
+    scored = torch.ones_like(scores) if rollout.abstained is None else 1 - rollout.abstained.to(scores.dtype)  # [B]
+    in_groups, groups_scored = rewards.view(-1, recipe.group_size), scored.view(-1, recipe.group_size)  # [G, n] each
+    # rloo: A = r − mean of the others; grpo: A = r − mean of the group, over its deviation if `scale_rewards`
+    if recipe.advantage == "rloo":
+        advantages = losses.leave_one_out(in_groups, groups_scored)  # [G, n]
+    else:
+        advantages = losses.group_relative(in_groups, groups_scored, scale=recipe.scale_rewards)  # [G, n]
+    # out of the loss, if so asked: responses that were cut off; groups whose scores, before the KL, are all the same
+    zero_std = losses.without_spread(scores.view(-1, recipe.group_size), groups_scored)  # bool [G]
+    kept = torch.ones_like(scores)  # [B]
+    if recipe.mask_truncated_completions:
+        kept *= kept.new_tensor([float(text.ended) for text in rollout.texts])
+    if recipe.skip_zero_std_groups:
+        kept *= (~zero_std).repeat_interleave(recipe.group_size)
+    return Advantages(
+        kl=kl,
+        advantages=advantages.view(-1, 1) * mask,  # [B, R], the same for every token of a response
+        returns=None,
+        loss_mask=mask * kept.unsqueeze(1),  # [B, R]
+        ref_logprobs=rollout.ref_logprobs if recipe.kl_in_loss else None,
+        kl_coef=kl_coef if recipe.kl_in_loss else 0.0,
+        zero_std=zero_std,
+    )
 
 
 class Updater:
@@ -288,10 +334,15 @@ class Updater:
         limits a token's loss (`cliprange`, `cliprange_value`) or a gradient's norm (`max_grad_norm`).
         """
         recipe = self._recipe
-        # gradients: the loss is a mean over all response tokens of the mini-batch, on all ranks
-        token_count = self._reduce(rollout.mask[torch.tensor(indices, device=self._base.device)].sum())
+        # gradients: the loss is a mean over all tokens of the mini-batch that are in it, on all ranks, or what
+        # `loss_type` makes of that by the weights of the responses
+        loss_mask = rollout.mask if advantages.loss_mask is None else advantages.loss_mask  # [B, R]
+        token_count = self._reduce(loss_mask[torch.tensor(indices, device=self._base.device)].sum())
+        if advantages.loss_mask is not None and not token_count:
+            return  # nothing to learn from, which is no fault
+        weights = None if recipe.has_critic else self._weights(loss_mask, len(indices), token_count)  # [B]
         sums = self.gradients.accumulate(
-            rollout, indices, lambda batch: self._micro_batch(rollout, advantages, batch, token_count)
+            rollout, indices, lambda batch: self._micro_batch(rollout, advantages, batch, token_count, weights)
         )  # sums over the tokens of all ranks, like token_count; the gradients are this rank's until the next line
         self.gradients.sum_over_ranks()
         if stats.first is None:
@@ -299,7 +350,9 @@ class Updater:
         # policy and critic are clipped apart, so that a critic far from its returns does not shorten the policy's step
         policy_parameters, critic_parameters = self._base.parameter_groups()
         policy_norm = nn.utils.clip_grad_norm_(policy_parameters, recipe.max_grad_norm)
-        critic_norm = nn.utils.clip_grad_norm_(critic_parameters, recipe.max_grad_norm)
+        critic_norm = torch.zeros_like(policy_norm)
+        if critic_parameters:
+            critic_norm = nn.utils.clip_grad_norm_(critic_parameters, recipe.max_grad_norm)
         if advantages.returns is None:  # no gradient rather than 0, with which weight decay would move the critic
             for parameter in critic_parameters:
                 parameter.grad = None
@@ -322,27 +375,53 @@ class Updater:
             stats.add(sums, means["policy_norm"], means["critic_norm"])
         self._optimizer.zero_grad(set_to_none=True)
 
+    def _weights(self, loss_mask: Tensor, responses: int, token_count: Tensor) -> Tensor | None:
+        """Return the weights of the responses in the loss, ``[B]``, by `loss_type`; None: 1.
+
+        Args:
+            loss_mask: ``[B, R]``.
+            responses: of the mini-batch on this rank.
+            token_count: tokens in the loss of the mini-batch, on all ranks.
+        """
+        response_count = self._reduce(torch.full_like(token_count, responses))
+        lengths, longest = loss_mask.sum(1), self._recipe.longest_response
+        return losses.response_weights(self._recipe.loss_type, lengths, token_count, response_count, longest)
+
     def _micro_batch(
-        self, rollout: Rollout, advantages: Advantages, batch: PackedBatch, token_count: Tensor
+        self,
+        rollout: Rollout,
+        advantages: Advantages,
+        batch: PackedBatch,
+        token_count: Tensor,
+        weights: Tensor | None = None,
     ) -> PPOStats:
         """Add the gradients of one micro-batch; return sums over its tokens, for the statistics.
 
         Its loss is summed over its tokens and divided by the token count of the whole mini-batch on all ranks. So each
-        token weighs the same, whatever its response's length, its micro-batch and its rank.
+        token weighs the same, whatever its response's length, its micro-batch and its rank, but for the ``weights`` of
+        the responses, ``[B]``.
         """
         recipe = self._recipe
         rollout, advantages = rollout.select(batch), advantages.select(batch)  # the micro-batch's rows, [b, r] each
-        mask, old = rollout.mask, rollout.old
+        mask = rollout.mask if advantages.loss_mask is None else advantages.loss_mask  # [b, r]
+        old, weights = rollout.old, None if weights is None else weights[batch.indices]  # weights: [b]
         inputs = rollout.input_ids, rollout.attention_mask, batch.response  # the last one is r
         shape = {"padded": batch.padded, "width": batch.width}
         # policy: −min(ratio · A, clip(ratio, 1 ± cliprange) · A), ratio = π_new / π_old; summed over the mask, as every
-        # loss here is; an entropy bonus where the recipe has one
+        # loss here is; an entropy bonus and a KL penalty where the recipe has them
         outputs = self._base.outputs(*inputs, run_separate_critic=False, **shape)  # [b, r] each
-        policy = losses.policy_loss(outputs.logprobs, old.logprobs, advantages.advantages, mask, recipe.cliprange)
-        entropy = losses.masked(outputs.entropy, mask).sum()
+        clip = recipe.cliprange, recipe.epsilon_high
+        policy = losses.policy_loss(outputs.logprobs, old.logprobs, advantages.advantages, mask, *clip, weights)
+        entropies = losses.masked(outputs.entropy, mask)  # [b, r]
+        entropy, kl = entropies.sum(), mask.new_zeros(())
         loss = policy.loss
         if recipe.ent_coef:  # its gradient costs another softmax over the vocabulary
-            loss = loss - recipe.ent_coef * entropy
+            loss = loss - recipe.ent_coef * losses.weighted_sum(entropies, weights)
+        if advantages.ref_logprobs is not None:  # of the policy in training, by k3, whose gradient pulls towards π_ref
+            compared = (losses.masked(logprobs, mask) for logprobs in (outputs.logprobs, advantages.ref_logprobs))
+            kl_tokens = losses.kl_per_token(*compared, estimator="k3")  # [b, r], 0 outside the mask
+            loss = loss + advantages.kl_coef * losses.weighted_sum(kl_tokens, weights)
+            kl = kl_tokens.detach().sum()
         (loss / token_count).backward()
         policy = losses.PolicyLoss(*(part.detach() for part in policy))
         values, entropy = outputs.values, entropy.detach()
@@ -368,4 +447,5 @@ class Updater:
             entropy=entropy,
             tokens=mask.sum(),
             policykl=policy.policykl,
+            kl=kl,
         )

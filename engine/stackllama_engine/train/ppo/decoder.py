@@ -22,12 +22,24 @@ class Decoder:
         prompts: token ids.
         room: most tokens that will follow a prompt.
         pad: pads prompts on the left.
+        origins: the prompt of each text, as its index, where several texts begin with the same one; each prompt is then
+            read once, and its keys and values are copied. None: one text per prompt.
     """
 
-    def __init__(self, base: SharedBase, prompts: Sequence[Sequence[int]], room: int, pad: int) -> None:
-        width, device = max(map(len, prompts)), base.device
+    def __init__(
+        self,
+        base: SharedBase,
+        prompts: Sequence[Sequence[int]],
+        room: int,
+        pad: int,
+        origins: Sequence[int] | None = None,
+    ) -> None:
         self.drops_rows = base.decoding.drop_rows
         """Whether finished rows may leave."""
+        if origins is not None and not self.drops_rows:  # states of its cache that cannot be selected, or copied
+            prompts, origins = [prompts[index] for index in origins], None
+        width, device = max(map(len, prompts)), base.device
+        self._origins = None if origins is None else torch.tensor(origins, device=device)  # [B]
         self._base = base
         # what the next forward pass reads: the prompts at first, then one token per row
         self._ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)  # [B, P]
@@ -48,8 +60,12 @@ class Decoder:
         """Give back what the device holds for this batch alone."""
 
     def prefill(self) -> Tensor:
-        """Read the prompts; return their hidden states, ``[B, P, H]``."""
-        return self._read()
+        """Read the prompts; return their hidden states, ``[B, P, H]``, or of shared prompts the last, ``[B, 1, H]``."""
+        hidden = self._read()
+        if self._origins is None:
+            return hidden
+        self._select(self._origins)
+        return hidden[:, -1:][self._origins]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token per row, ``[B]``; return hidden states of at least the last position, ``[B, …, H]``."""
@@ -63,6 +79,10 @@ class Decoder:
 
     def keep(self, rows: Tensor) -> None:
         """Continue with these rows only, int64 ``[b]``."""
+        self._select(rows)
+
+    def _select(self, rows: Tensor) -> None:
+        """Make these rows the batch, int64 ``[b]``; one may come several times."""
         self._ids, self._mask, self._positions = (part[rows] for part in (self._ids, self._mask, self._positions))
         if self._cache is not None:
             rows_kept: Any = rows  # annotated as a LongTensor, which no tensor of torch is

@@ -3,8 +3,11 @@
 Shapes: ``B`` responses, ``R`` response positions. ``mask`` is 1.0 on response tokens and 0.0 on padding; padding,
 be it NaN, never enters a result or a gradient.
 
-Sources: PPO arXiv:1707.06347; GAE arXiv:1506.02438; fine-tuning from human preferences arXiv:1909.08593; the N
-implementation details (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
+In groups: ``G`` prompts with ``n`` responses each.
+
+Sources: PPO arXiv:1707.06347; GAE arXiv:1506.02438; RLOO arXiv:2402.14740; GRPO arXiv:2402.03300; its variants
+arXiv:2503.14476 and arXiv:2503.20783; fine-tuning from human preferences arXiv:1909.08593; the N implementation details
+(https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
 """
 
 import math
@@ -89,10 +92,82 @@ def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages.to(device), (advantages + values).to(device)
 
 
+def leave_one_out(rewards: Tensor, scored: Tensor) -> Tensor:
+    """Compute advantages ``[G, n]``: a response's reward minus the mean of the others' (arXiv:2402.14740, eq. 8).
+
+    Args:
+        rewards: of each response, ``[G, n]``.
+        scored: 1 on responses that have a reward, ``[G, n]``; the others, and one that is alone, get the advantage 0.
+    """
+    rewards = masked(rewards, scored)  # [G, n]
+    others = scored.sum(1, keepdim=True) - scored  # [G, n]
+    baseline = (rewards.sum(1, keepdim=True) - rewards) / others.clamp(min=1)  # [G, n]
+    return masked(rewards - baseline, scored * others)
+
+
+def group_relative(rewards: Tensor, scored: Tensor, *, scale: bool) -> Tensor:
+    """Compute advantages ``[G, n]``: a response's reward minus its group's mean (arXiv:2402.03300, section 4.1.2).
+
+    Args:
+        rewards: of each response, ``[G, n]``.
+        scored: 1 on responses that have a reward, ``[G, n]``; the others get the advantage 0.
+        scale: divide by the group's unbiased standard deviation plus 1e-4.
+    """
+    count = scored.sum(1, keepdim=True)  # [G, 1]
+    mean = masked(rewards, scored).sum(1, keepdim=True) / count.clamp(min=1)  # [G, 1]
+    deviations = masked(rewards - mean, scored)  # [G, n]
+    if not scale:
+        return deviations
+    std = (deviations.pow(2).sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()  # [G, 1]
+    return deviations / (std + 1e-4)
+
+
+def without_spread(scores: Tensor, scored: Tensor) -> Tensor:
+    """Return which groups, bool ``[G]``, have the same score everywhere, up to rounding, or at most one score.
+
+    Args:
+        scores: ``[G, n]``.
+        scored: 1 on responses that have a score, ``[G, n]``.
+    """
+    highest = scores.masked_fill(scored == 0, -torch.inf).amax(1)  # [G]
+    lowest = scores.masked_fill(scored == 0, torch.inf).amin(1)  # [G]
+    return torch.isclose(highest, lowest) | (scored.sum(1) < 2)
+
+
+def response_weights(
+    loss_type: Literal["grpo", "bnpo", "dr_grpo"], lengths: Tensor, tokens: Tensor, responses: Tensor, longest: int
+) -> Tensor | None:
+    """Compute weights ``[B]`` by which a token mean becomes another of TRL's losses; None: it is that mean.
+
+    The loss is ``Σ weight · token loss ÷ tokens``: with bnpo the mean over tokens, with grpo the mean over responses of
+    their means over tokens, with dr_grpo the sum over tokens ÷ (responses × longest), arXiv:2503.20783.
+
+    Args:
+        loss_type: TRL's name.
+        lengths: tokens of each response that are in the loss, ``[B]``.
+        tokens: of the whole mini-batch in the loss, over all ranks; scalar.
+        responses: of the whole mini-batch, those without a token in the loss included; scalar.
+        longest: most tokens that a response may have.
+    """
+    match loss_type:
+        case "bnpo":
+            return None
+        case "grpo":
+            return tokens / (responses * lengths.clamp(min=1))
+        case "dr_grpo":
+            return tokens / (responses * longest).expand(len(lengths))
+
+
+def weighted_sum(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Sum ``values``, ``[B, R]``, each row by its weight, ``[B]``; None: 1."""
+    return values.sum() if weights is None else (values.sum(1) * weights).sum()
+
+
 class PolicyLoss(NamedTuple):
     """Sums over the mask, to be divided by a token count; scalars."""
 
     loss: Tensor
+    """By the weights of the responses."""
     clipped: Tensor
     """Tokens on which the clipped branch was the larger loss."""
     ratio: Tensor
@@ -103,16 +178,34 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    cliprange: float,
+    epsilon_high: float | None = None,
+    weights: Tensor | None = None,
 ) -> PolicyLoss:
-    """Compute the clipped surrogate objective (arXiv:1707.06347, eq. 7), negated. All inputs ``[B, R]``."""
+    """Compute the clipped surrogate objective (arXiv:1707.06347, eq. 7), negated. Tensors are ``[B, R]``.
+
+    Args:
+        logprobs: of the policy in training.
+        old_logprobs: of the policy that sampled.
+        advantages: of each token.
+        mask: tokens in the loss.
+        cliprange: the ratio is clipped to 1 ± this.
+        epsilon_high: to 1 plus this above, if it is given (arXiv:2503.14476, section 3.1).
+        weights: of the responses in the loss, ``[B]``; None: 1.
+    """
     log_ratio = masked(logprobs - old_logprobs, mask)  # [B, R]
     advantages = masked(advantages, mask)  # [B, R]
     ratio = log_ratio.exp()  # [B, R], new over old probability
     plain = -advantages * ratio  # [B, R]
-    clipped = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)  # [B, R]
+    upper = 1.0 + (cliprange if epsilon_high is None else epsilon_high)
+    clipped = -advantages * ratio.clamp(1.0 - cliprange, upper)  # [B, R]
     return PolicyLoss(
-        loss=torch.maximum(plain, clipped).sum(),  # the larger loss is the smaller objective; 0 on padding
+        # the larger loss is the smaller objective; 0 on padding
+        loss=weighted_sum(torch.maximum(plain, clipped), weights),
         clipped=(clipped > plain).sum(),
         ratio=(ratio * mask).sum(),
         approxkl=(0.5 * log_ratio.pow(2)).sum(),

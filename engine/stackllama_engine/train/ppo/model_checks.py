@@ -93,7 +93,7 @@ def _check_head(recipe: PPORecipe, base: SharedBase, rows: Sequence[Row], own: S
 def _check_width(recipe: PPORecipe, base: SharedBase) -> None:
     first = torch.zeros(1, 1, dtype=torch.int64, device=base.device)
     width = base.hidden(first, None, first).shape[-1]
-    if width != base.value_head.in_features:
+    if base.has_critic and width != base.value_head.in_features:
         raise StageError(
             f"`model_name_or_path={recipe.model_name_or_path}`: hidden states of {_kind(base)} are {width} wide, and "
             f"its output head reads {base.value_head.in_features}, so that PPO's value head does not fit; use another "

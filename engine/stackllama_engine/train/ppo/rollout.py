@@ -57,6 +57,8 @@ class Rollout:
     """Reward components, by their metric's name; float32 ``[B]`` each."""
     thoughts: list[Thought] = field(default_factory=list)
     """Thoughts of the responses, ``B`` of them."""
+    abstained: Tensor | None = None
+    """Responses whose score is only the mean of others', because every function abstained; bool ``[B]``."""
     lower: Tensor | None = None
     """What the lowest layer of a critic in the upper layers reads, ``[B, P + R, H]`` in the model's dtype, every row
     from the left; None: the critic reads the token ids."""
@@ -113,13 +115,28 @@ class Advantages:
     advantages: Tensor
     returns: Tensor | None
     """None: the estimator has no value function, and the update leaves the critic as it is."""
+    loss_mask: Tensor | None = None
+    """1 on tokens that are in the loss; None: on all response tokens."""
+    ref_logprobs: Tensor | None = None
+    """The reference's log-probabilities, where the loss holds the KL penalty; None: it is in the rewards."""
+    kl_coef: float = 0.0
+    """Weight of the KL penalty in the loss."""
+    zero_std: Tensor | None = None
+    """Groups without a spread of scores, bool ``[G]``; None: there are no groups."""
 
     def select(self, batch: PackedBatch) -> "Advantages":
         """Select those of a micro-batch, ``[b, r]`` each."""
+
+        def of(column: Tensor | None) -> Tensor | None:
+            return None if column is None else batch.select_response(column)
+
         return Advantages(
             kl=batch.select_response(self.kl),
             advantages=batch.select_response(self.advantages),
-            returns=None if self.returns is None else batch.select_response(self.returns),
+            returns=of(self.returns),
+            loss_mask=of(self.loss_mask),
+            ref_logprobs=of(self.ref_logprobs),
+            kl_coef=self.kl_coef,
         )
 
 
@@ -261,16 +278,21 @@ class RolloutWorker:
         self._batch_sizes = batch_sizes
         self._leave: Callable[[], None] = session.requests.leave_early
         self._reduce = session.reduce
-        self._sample: Sampler = VllmSampler(recipe, session, base) if recipe.use_vllm else self._sample_here
+        self._vllm: Sampler | None = VllmSampler(recipe, session, base) if recipe.use_vllm else None
 
-    def respond(self, prompts: Sequence[Prompt], noise: Sequence[Noise], stops: Sequence[int]) -> Responses:
-        """1 sample: generate one response per prompt.
+    def respond(
+        self, prompts: Sequence[Prompt], noise: Sequence[Noise], stops: Sequence[int], group_size: int = 1
+    ) -> Responses:
+        """1 sample: generate one response per prompt; ``group_size`` prompts in a row are the same one.
 
         Raises:
             LeftEarly: a stop waits.
             StageError: vLLM found no memory.
         """
-        return self._sample([prompt.ids for prompt in prompts], noise, stops)
+        ids = [prompt.ids for prompt in prompts]
+        if self._vllm is not None:
+            return self._vllm(ids, noise, stops)
+        return self._sample_here(ids, noise, stops, group_size)
 
     def respond_here(
         self,
@@ -287,9 +309,11 @@ class RolloutWorker:
         with acting:
             return self._sample_here([prompt.ids for prompt in prompts], noise, stops)
 
-    def _sample_here(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], stops: Sequence[int]) -> Responses:
+    def _sample_here(
+        self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], stops: Sequence[int], group_size: int = 1
+    ) -> Responses:
         pad, micro_batch_size = models.pad_id(self._tokenizer), self._batch_sizes.rollout_micro_batch_size
-        return sample(self._base, prompts, noise, stops, pad, self._leave, micro_batch_size)
+        return sample(self._base, prompts, noise, stops, pad, self._leave, micro_batch_size, group_size)
 
     @torch.no_grad()
     def score(
@@ -364,7 +388,7 @@ class RolloutWorker:
         if not self._recipe.reward_funcs:
             return rollout
         missing = self._rewards.abstained(rollout.components)  # bool [B]
-        return replace(rollout, scores=fill_abstained(rollout.scores, missing, self._reduce))
+        return replace(rollout, scores=fill_abstained(rollout.scores, missing, self._reduce), abstained=missing)
 
     def _decode(self, prompt: Prompt, response: Sequence[int]) -> ResponseText:
         ended = response[-1] in self._encoder.stop_ids

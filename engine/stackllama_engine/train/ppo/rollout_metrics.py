@@ -37,7 +37,7 @@ def objective(
     Args:
         rollout: this rank's.
         scores: of this rank.
-        penalty: KL of each response by the recipe's estimator, ``[B]``.
+        penalty: KL of each response by the penalty's estimator, ``[B]``.
         rows: the responses as they are recorded; the demo's know their true utility.
         recipe: the PPO recipe.
         coef: the KL coefficient.
@@ -59,8 +59,8 @@ def objective(
     }
     functions = functions_of(rollout.components)
     columns |= {f"{name}{ABSTAINED}": rollout.components[name].isnan().float() for name in functions}
-    if recipe.kl_estimator != "k1":
-        columns[f"objective/kl_{recipe.kl_estimator}"] = penalty
+    if recipe.penalty_estimator != "k1":
+        columns[f"objective/kl_{recipe.penalty_estimator}"] = penalty
     if rollout.thoughts:
         opened, cut_off = penalty.new_tensor(rollout.thoughts).unbind(1)  # [B] each
         columns |= {_OPENED: opened, CUT: cut_off}

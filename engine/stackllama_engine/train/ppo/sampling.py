@@ -64,6 +64,7 @@ def sample(
     pad: int,
     each_token: Callable[[], None] = lambda: None,
     micro_batch_size: int = 0,
+    group_size: int = 1,
 ) -> Responses:
     """Sample one response per prompt, its end token included; it ends there or at its noise's length.
 
@@ -76,6 +77,7 @@ def sample(
         each_token: called before each token; what it raises ends the sampling.
         micro_batch_size: responses at a time, those with the longest prompts first, so that prompts of one
             micro-batch are about as long; 0: all at once, in their order.
+        group_size: number of prompts in a row that are the same one, which is then read once per micro-batch.
     """
     responses = Responses(([] for _ in prompts), ([] for _ in prompts))
     with base.sampling():
@@ -83,13 +85,20 @@ def sample(
         if micro_batch_size:
             micro_batches = longest_first(range(len(prompts)), lambda index: len(prompts[index]), micro_batch_size)
         for micro_batch in micro_batches:
+            # rows of one group share their prompt; `origins` says which of the distinct ones each row has
+            groups = list(dict.fromkeys(index // group_size for index in micro_batch))
+            origins = None
+            if len(groups) < len(micro_batch):
+                places = {group: place for place, group in enumerate(groups)}
+                origins = [places[index // group_size] for index in micro_batch]
             sampled = _sample(
                 base,
-                [prompts[index] for index in micro_batch],
+                [prompts[group * group_size] for group in groups],
                 [noise[index] for index in micro_batch],
                 stops,
                 pad,
                 each_token,
+                origins,
             )
             for index, response, logprobs in zip(micro_batch, sampled, sampled.logprobs, strict=True):
                 responses[index], responses.logprobs[index] = response, logprobs
@@ -103,6 +112,7 @@ def _sample(
     stops: Sequence[int],
     pad: int,
     each_token: Callable[[], None],
+    origins: Sequence[int] | None,
 ) -> Responses:
     """Sample one micro-batch of responses.
 
@@ -113,13 +123,13 @@ def _sample(
     device, longest, stride = base.device, max(limits), _STRIDE.get(base.device.type, 8)
     uniforms = _pad_uniforms(noise).to(device)  # float64 [B, R]
     ends = torch.tensor(limits, device=device)  # [B], longest length of each row
-    alive = torch.arange(len(prompts), device=device)  # [b], rows that are still sampled
+    alive = torch.arange(len(noise), device=device)  # [b], rows that are still sampled
     ended = torch.zeros_like(alive, dtype=torch.bool)  # [b]
     ending = torch.tensor(stops, dtype=torch.int64, device=device)
-    sampled = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)  # [B, R]
-    logprobs = torch.zeros(len(prompts), longest, device=device)  # [B, R]
-    with closing(open_decoder(base, prompts, longest, pad)) as decoder:
-        hidden = decoder.prefill()  # [B, P, H]
+    sampled = torch.zeros(len(noise), longest, dtype=torch.int64, device=device)  # [B, R]
+    logprobs = torch.zeros(len(noise), longest, device=device)  # [B, R]
+    with closing(open_decoder(base, prompts, longest, pad, origins)) as decoder:
+        hidden = decoder.prefill()  # [B, P, H], or [B, 1, H]
         for position in range(longest):
             each_token()
             # draw the next token of every row from the logits of its last one, with the row's own random number

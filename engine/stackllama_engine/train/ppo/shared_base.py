@@ -64,7 +64,8 @@ class SharedBase:
 
     The critic is a second trained adapter and a head on its hidden states: one more pass through the trunk. Without
     ``value_adapter`` the head reads the policy's hidden states, detached. Either way nothing of the value loss reaches
-    the policy, whose gradient it would outweigh and oppose once both share an adapter (measured: docs/results.md).
+    the policy, whose gradient it would outweigh and oppose once both share an adapter (measured: docs/results.md). An
+    estimator of advantages that needs no values has no critic: neither is trained or saved, and values are 0.
 
     Where the critic's adapter is in the upper layers alone, the output of the layers below is the frozen base's own. It
     is the same in every epoch, so that the critic's passes begin with states kept from scoring.
@@ -107,7 +108,8 @@ class SharedBase:
         self.value_head = nn.Linear(models.head_hidden(base), 1, bias=False, device=device, dtype=torch.float32)
         nn.init.zeros_(self.value_head.weight)
         self._continues = continued is not None
-        self.has_separate_critic = recipe.value_adapter
+        self.has_critic = recipe.has_critic
+        self.has_separate_critic = recipe.has_separate_critic
         self.reward_adapter = _reward_adapter(recipe)
         self._role = POLICY
         self.below_critic = self._layers_below(recipe)
@@ -115,7 +117,7 @@ class SharedBase:
             self._continue_from(continued, recipe)
         if self.has_separate_critic:
             self._add_critic(continued, recipe)
-        elif recipe.value_head_init == "reward":
+        elif self.has_critic and recipe.value_head_init == "reward":
             raise StageError(
                 "`value_head_init: reward` needs `value_adapter: true`: the reward model's head says nothing about "
                 "hidden states without its adapter. Use `value_head_init: auto`."
@@ -144,14 +146,16 @@ class SharedBase:
         return self.model.get_base_model()  # type: ignore[return-value]
 
     def trainable(self) -> list[nn.Parameter]:
-        """Return the parameters of policy adapter, critic adapter if there is one, and value head, in this order."""
+        """Return the parameters of policy adapter, then of critic adapter and value head if there are any."""
         policy, critic = self.parameter_groups()
         return [*policy, *critic]
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return :meth:`trainable` in two groups: the policy's, and the critic's with the value head."""
+        """Return :meth:`trainable` in two groups: the policy's, and the critic's with the value head, or none."""
         named = sorted(self.model.named_parameters())
         policy, *critic = ([p for name, p in named if f".{adapter}." in name] for adapter in self.saved)
+        if not self.has_critic:
+            return policy, []
         return policy, [*(p for adapter in critic for p in adapter), *self.value_head.parameters()]
 
     @property
@@ -295,9 +299,9 @@ class SharedBase:
         tokens = input_ids[:, -responses:]  # [B, R]
         by_frozen_head = self._chosen_by_frozen_matrix if self.plain_head else self._chosen_by_own_head
         chosen = by_frozen_head(before, tokens) or self._chosen(before, tokens)
-        if not self.has_separate_critic:
+        if self.has_critic and not self.has_separate_critic:
             values = self._valued(before.detach())  # [B, R]; the value loss stops at the detached states
-        elif run_separate_critic and self._role == POLICY:
+        elif self.has_critic and run_separate_critic and self._role == POLICY:
             with self.adapter(CRITIC):
                 values = self.values(input_ids, attention_mask, responses, padded=padded, width=width, lower=lower)
         else:
@@ -483,7 +487,7 @@ class SharedBase:
         Raises:
             StageError: the base has not so many layers, or they are in no list.
         """
-        if recipe.value_adapter_layers is None:
+        if recipe.value_adapter_layers is None or not recipe.has_separate_critic:
             return 0
         given = f"`value_adapter_layers: {recipe.value_adapter_layers}`"
         depth = int(self.base.config.get_text_config().num_hidden_layers)
@@ -501,12 +505,12 @@ class SharedBase:
         identity = read_identity(path)
         if not models.same_base(identity, models.base_identity(recipe.model_name_or_path, recipe.model_revision)):
             raise StageError(f"{path} was trained on {identity['name']}, not on {recipe.model_name_or_path}.")
-        if (path / CRITIC).is_dir() and not recipe.value_adapter:
+        if (path / CRITIC).is_dir() and recipe.has_critic and not recipe.value_adapter:
             raise StageError(f"The value head in {path} has an adapter of its own: set `value_adapter: true`.")
         self.load_policy_state(models.adapter_weights(path, self.device))
         self.add_adapter_from(path, REFERENCE)
         critic = path / f"{VALUE_FILE}.safetensors"
-        if critic.is_file():
+        if critic.is_file() and self.has_critic:
             self.value_head.load_state_dict(load_file(critic, device=str(self.device)))
 
 

@@ -72,7 +72,7 @@ class Trainables:
     """Everything that changes during training.
 
     Args:
-        base: policy adapter, value head and, where it has one, its adapter.
+        base: policy adapter and, where there is a critic, value head and adapter.
         optimizer: over ``base.trainable()``.
         scheduler: stepped once per PPO step.
         controller: of the KL coefficient.
@@ -120,7 +120,8 @@ class Trainables:
         save_file(dense(self.base.policy_state()), staging / _FILES["policy"])
         if self.base.has_separate_critic:
             save_file(dense(self.base.policy_state(CRITIC)), staging / _FILES["critic"])
-        save_file(dense(self.base.value_head.state_dict()), staging / _FILES["value"])
+        if self.base.has_critic:
+            save_file(dense(self.base.value_head.state_dict()), staging / _FILES["value"])
         moments, counts = optimizers.state_of(self.optimizer)
         save_file(moments, staging / _FILES["optimizer"])
         progress = Progress(
@@ -142,7 +143,8 @@ class Trainables:
         self.base.load_policy_state(load_file(path / _FILES["policy"], device=device))
         if self.base.has_separate_critic:
             self.base.load_policy_state(load_file(path / _FILES["critic"], device=device), CRITIC)
-        self.base.value_head.load_state_dict(load_file(path / _FILES["value"], device=device))
+        if self.base.has_critic:
+            self.base.value_head.load_state_dict(load_file(path / _FILES["value"], device=device))
         progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)
         self._load_optimizer(load_file(path / _FILES["optimizer"], device=device), progress.optimizer)
         self._load_numbers(progress.scheduler, progress.kl_coef, progress.scores)

@@ -198,13 +198,20 @@ class StaticStep:
 class StaticDecoder(Decoder):
     """A :class:`.decoder.Decoder` by :class:`StaticStep`; finished rows leave when half of them have finished."""
 
-    def __init__(self, base: SharedBase, prompts: Sequence[Sequence[int]], room: int, pad: int) -> None:
-        super().__init__(base, prompts, room, pad)
-        self._rows = len(prompts)
+    def __init__(
+        self,
+        base: SharedBase,
+        prompts: Sequence[Sequence[int]],
+        room: int,
+        pad: int,
+        origins: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(base, prompts, room, pad, origins)
+        self._rows = len(prompts if origins is None else origins)
         self._steps: StaticStep | None = None
 
     def prefill(self) -> Tensor:
-        """Read the prompts; return their hidden states, ``[B, P, H]``."""
+        """Read the prompts; return as :meth:`.decoder.Decoder.prefill`."""
         hidden = super().prefill()
         cache, recorder = self._cache, recorder_for(self._base.device)
         assert cache is not None
@@ -241,7 +248,9 @@ class StaticDecoder(Decoder):
         return static_cache(self._base.base.config, room)
 
 
-def open_decoder(base: SharedBase, prompts: Sequence[Sequence[int]], room: int, pad: int) -> Decoder:
+def open_decoder(
+    base: SharedBase, prompts: Sequence[Sequence[int]], room: int, pad: int, origins: Sequence[int] | None = None
+) -> Decoder:
     """Return the decoder that ``base.decoding`` asks for; to be closed.
 
     Args:
@@ -249,6 +258,7 @@ def open_decoder(base: SharedBase, prompts: Sequence[Sequence[int]], room: int, 
         prompts: token ids.
         room: most tokens that will follow a prompt.
         pad: pads prompts on the left.
+        origins: as :class:`.decoder.Decoder` takes them.
     """
     kind = StaticDecoder if base.decoding.cache and base.decoding.static else Decoder
-    return kind(base, prompts, room, pad)
+    return kind(base, prompts, room, pad, origins)

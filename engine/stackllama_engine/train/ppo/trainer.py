@@ -37,7 +37,7 @@ from .rollout_metrics import evaluation_metrics, objective, response_kl, side_by
 from .sampling import Noise, draw_noise
 from .shared_base import VALUE_FILE, SharedBase
 from .state import Evaluations, Trainables
-from .update import explained_variance
+from .update import explained_variance, mean_over_ranks
 
 When = Literal["before", "during", "after", "asked"]
 """Time of an evaluation: before the first step, between two steps, after the last one, or on request."""
@@ -58,12 +58,15 @@ def total_steps(recipe: PPORecipe, prompts: int, world_size: int) -> int:
     """Return the PPO steps of a run: ``max_steps``, or as many as ``num_train_epochs`` passes over the prompts take."""
     if recipe.max_steps > 0:
         return recipe.max_steps
-    return math.ceil(recipe.num_train_epochs * prompts / (recipe.local_batch_size * world_size))
+    prompts_per_step = recipe.local_batch_size * world_size // recipe.group_size
+    return math.ceil(recipe.num_train_epochs * prompts / prompts_per_step)
 
 
 def groups(base: SharedBase, recipe: PPORecipe) -> list[dict[str, Any]]:
-    """Make the optimizer's parameter groups: the policy, and the critic with its own learning rate."""
+    """Make the optimizer's parameter groups: the policy, and a critic with its own learning rate."""
     policy, critic = base.parameter_groups()
+    if not critic:
+        return [{"params": policy}]
     return [{"params": policy}, {"params": critic, "lr": recipe.value_learning_rate or recipe.learning_rate}]
 
 
@@ -202,7 +205,7 @@ class PPO:
         saved = checkpoint.to_resume(self.reporter, self.recipe)
         if saved:
             progress = self.trainables.load(saved)
-            if not (self.base.has_separate_critic or progress.value_loss_apart):
+            if self.base.has_critic and not (self.base.has_separate_critic or progress.value_loss_apart):
                 self.reporter.health(
                     "the version that wrote this checkpoint also trained the policy with the value loss; from here on "
                     "the value head reads detached states"
@@ -258,7 +261,8 @@ class PPO:
         started = time.perf_counter()
         self.reporter.phase("rollout")
         prompts, indices = self._batch(step)
-        responses = self.algorithm.sample(prompts, self._noise(step, indices), self.encoder.stop_ids)
+        noise = self._noise(step, indices)
+        responses = self.algorithm.sample(prompts, noise, self.encoder.stop_ids, self.recipe.group_size)
         sampled = time.perf_counter()
         self.reporter.phase("score")
         rollout = self.algorithm.score(prompts, responses)
@@ -295,14 +299,16 @@ class PPO:
         metrics, count = self._objective_metrics(rollout, learned, rows)
         self.reporter.samples(step + 1, rows[: self.recipe.num_sample_generations])
         self.algorithm.adapt_kl_coef(
-            metrics.get(f"objective/kl_{self.recipe.kl_estimator}", metrics["objective/kl"]), count
+            metrics.get(f"objective/kl_{self.recipe.penalty_estimator}", metrics["objective/kl"]), count
         )
         metrics |= response_metrics(rollout, self.seen_range, self.session.reduce)
         metrics["objective/kl_coef"] = learned.kl_coef
         metrics["learning_rate"] = float(self.trainables.scheduler.get_last_lr()[0])
         metrics["episode"] = float((step + 1) * count)
         metrics |= learned.scaling_metrics
-        metrics |= stats.metrics()
+        metrics |= stats.metrics(critic=self.base.has_critic, kl_in_loss=learned.advantages.ref_logprobs is not None)
+        if learned.advantages.zero_std is not None:
+            metrics["frac_reward_zero_std"] = mean_over_ranks(learned.advantages.zero_std, self.session.reduce)
         if learned.advantages.returns is not None:
             metrics["val/var_explained"] = explained_variance(
                 rollout.old.values, learned.advantages.returns, rollout.mask, self.session.reduce
@@ -325,7 +331,8 @@ class PPO:
         recipe, reporter = self.recipe, self.reporter
         prompts = [self.prompts.at(fault_tolerance.longest_prompt(self.prompts))] * recipe.local_batch_size
         reporter.phase("rollout")
-        responses = self.algorithm.sample(prompts, fault_tolerance.canary_noise(recipe), fault_tolerance.NO_END)
+        noise = fault_tolerance.canary_noise(recipe)
+        responses = self.algorithm.sample(prompts, noise, fault_tolerance.NO_END, recipe.group_size)
         reporter.phase("score")
         rollout = self.algorithm.score(prompts, responses)
         self.worker.check_finite(rollout)
@@ -386,11 +393,16 @@ class PPO:
     def _load(self, split: str, limit: int | None) -> list[Prompt]:
         return load_prompts(self.recipe, split, limit, self.encoder, self.reporter, self.rewards.columns_read)
 
-    def _batch(self, step: int) -> tuple[list[Prompt], range]:
-        """Return this rank's prompts of a step, every world-size-th, and their positions over all ranks."""
-        total = self.recipe.local_batch_size * self.session.world_size
+    def _batch(self, step: int) -> tuple[list[Prompt], list[int]]:
+        """Return this rank's prompts of a step, one per response, and the responses' positions over all ranks.
+
+        A rank has every world-size-th prompt, each as often as its group has responses, one after the other.
+        """
+        size = self.recipe.group_size
+        total = self.recipe.local_batch_size * self.session.world_size // size  # prompts
         mine = range(self.session.rank, total, self.session.world_size)
-        return [self.prompts.at(step * total + index) for index in mine], mine
+        prompts = [self.prompts.at(step * total + index) for index in mine for _ in range(size)]
+        return prompts, [index * size + member for index in mine for member in range(size)]
 
     def _noise(self, step: int, indices: Sequence[int]) -> list[Noise]:
         """Draw noise of the responses at these positions in the batch over all ranks."""
@@ -553,7 +565,7 @@ class PPO:
         self.reporter.phase("save")
 
         def write() -> None:
-            critic = {name: value.detach().cpu() for name, value in self.base.value_head.state_dict().items()}
+            head = {name: value.detach().cpu() for name, value in self.base.value_head.state_dict().items()}
             models.save_adapter(
                 self.base.model,
                 self.tokenizer,
@@ -562,7 +574,7 @@ class PPO:
                 self.encoder.format,
                 self.base.saved,
                 self.encoder.stop_ids,
-                **{VALUE_FILE: critic},
+                **({VALUE_FILE: head} if self.base.has_critic else {}),
             )
 
         write_result(self.session.requests, self.reporter, self.steps, write)

@@ -36,6 +36,8 @@ class PPOStats(NamedTuple):
     tokens: Tensor
     policykl: Tensor
     """old − new log-probability."""
+    kl: Tensor
+    """KL of the policy in training to the reference, by k3, where the loss holds it; else 0."""
 
 
 @dataclass
@@ -67,33 +69,42 @@ class UpdateStats:
         self.grad_norm, self.value_grad_norm = grad_norm, value_grad_norm
         self.updates += 1
 
-    def metrics(self) -> dict[str, float]:
-        """Return means per token under TRL's metric names."""
-        assert self.first is not None
-        first = fetch(**{name: total / self.first.tokens for name, total in self.first._asdict().items()})
+    def metrics(self, *, critic: bool = True, kl_in_loss: bool = False) -> dict[str, float]:
+        """Return means per token under TRL's metric names.
+
+        Args:
+            critic: whether a critic was trained.
+            kl_in_loss: whether the loss held a KL penalty.
+        """
         metrics = {
-            "val/ratio_first": first["ratio"],
-            "policy/approxkl_first": first["approxkl"],
             "policy/policykl": self.policykl,
             "ppo/updates": float(self.updates),
             "ppo/skipped_updates": float(self.skipped),
             "ppo/stopped_early": float(self.stopped_early),
         }
+        if self.first is None:  # no mini-batch had a token in its loss
+            return metrics
+        first = fetch(**{name: total / self.first.tokens for name, total in self.first._asdict().items()})
+        metrics = {"val/ratio_first": first["ratio"], "policy/approxkl_first": first["approxkl"]} | metrics
         if not self.updates:  # a mean over nothing is not a number worth showing
             return metrics
         sums = fetch(**self.sums._asdict())
         means = {name: total / sums["tokens"] for name, total in sums.items()}
-        return metrics | {
+        metrics |= {
             "loss/policy_avg": means["policy_loss"],
-            "loss/value_avg": means["value_loss"],
             "policy/clipfrac_avg": means["policy_clipped"],
-            "val/clipfrac_avg": means["value_clipped"],
             "val/ratio": means["ratio"],
             "policy/approxkl_avg": means["approxkl"],
             "policy/entropy_avg": means["entropy"],
             "grad_norm": self.grad_norm,
-            "val/grad_norm": self.value_grad_norm,
         }
+        if kl_in_loss:
+            metrics["loss/kl_avg"] = means["kl"]
+        if critic:
+            metrics["loss/value_avg"] = means["value_loss"]
+            metrics["val/clipfrac_avg"] = means["value_clipped"]
+            metrics["val/grad_norm"] = self.value_grad_norm
+        return metrics
 
 
 def fetch(**scalars: Tensor) -> dict[str, float]:
@@ -190,6 +201,12 @@ def moments(values: Tensor, mask: Tensor, reduce: Reduce) -> tuple[Tensor, Tenso
     mean = total / count
     squared_deviations = reduce(losses.masked(values - mean, mask).pow(2).sum())
     return mean, squared_deviations / (count - 1).clamp(min=1)
+
+
+def mean_over_ranks(values: Tensor, reduce: Reduce) -> float:
+    """Compute the mean of values of any shape over all ranks."""
+    total, count = reduce(torch.stack([values.float().sum(), values.new_tensor(values.numel(), dtype=torch.float32)]))
+    return float(total / count)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce) -> float:
