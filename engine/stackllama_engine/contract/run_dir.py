@@ -109,6 +109,8 @@ class Launch(Struct, frozen=True, kw_only=True):
     """Names of the secrets that were present, never their values."""
     after: str | None = None
     """The run whose end this attempt waits for before it starts; None: it starts at once."""
+    allow: list[str] = []
+    """Findings of the checks at launch that the user allowed by name."""
     reward_funcs: list[FunctionFile] | msgspec.UnsetType = msgspec.UNSET
     """Unset: written by a version that did not record it, or in the next field."""
     reward_fn: FunctionFile | msgspec.UnsetType | None = msgspec.UNSET
