@@ -18,8 +18,7 @@ from ..contract.recipe import PPORecipe, TrainedRecipe
 from ..contract.stages import Stage
 from ..data.columns import Columns, clean_rows, prompt_of
 from ..data.kinds import DEMO, Kind, kind_of
-from ..data.local import ALL, local_rows
-from ..data.sources import stamp
+from ..data.local import ALL, local_rows, stamp
 from ..data.splits import question_hash, same_text, split_of
 from .data_check import check_data
 from .lineage import Trained
