@@ -153,7 +153,7 @@ class Grid:
         ]
         words += [f"reward_model_path={reward_model}"] if stage is Stage.PPO else []
         recipe = load_recipe(stage, None, [*words, *self.size.overrides(stage), *PRECISIONS[precision]])
-        run = launch(plan(self.home, recipe))
+        run = launch(plan(self.home, recipe, allow=["eval-prompts"]))
         deadline = time.monotonic() + _PATIENCE
         while not reconcile(run).has_ended:
             if time.monotonic() > deadline:

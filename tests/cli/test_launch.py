@@ -68,6 +68,20 @@ def test_dry_run_json(run_main: Callable[..., Any], home: Home, monkeypatch: pyt
     assert not home.path.exists()
 
 
+def test_a_finding_refuses_with_3_until_it_is_allowed(run_main: Callable[..., Any], home: Home, tmp_path: Path) -> None:
+    rows = (f'{{"question": "q {index}", "response_j": "a", "response_k": "b"}}\n' for index in range(400))
+    (tmp_path / "pairs.jsonl").write_text("".join(rows))
+    data = [*DEMO, f"dataset_name={tmp_path / 'pairs.jsonl'}", "dataset_train_split=all", "--dry-run"]
+    refused = run_main("launch", "sft", *data)
+    assert refused.code == 3 and "evaluation measures memory" in refused.err
+    assert "add `--allow eval-prompts`" in refused.err
+    allowed = run_main("launch", "sft", *data, "--allow", "eval-prompts")
+    assert allowed.code == 0 and "# note: `dataset_test_split=evaluation`: " in allowed.out
+    assert "(allowed: eval-prompts)" in allowed.out
+    unknown = run_main("pipeline", *DEMO, "--allow", "anything", "--dry-run")
+    assert unknown.code == 2 and "the findings that can be allowed are tokenizer, eval-prompts" in unknown.err
+
+
 def test_on_end_of_a_launch_and_of_a_resume_is_handed_to_the_supervisor(
     run_main: Callable[..., Any], home: Home, scripted: Callable[[int, float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

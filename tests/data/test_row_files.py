@@ -9,8 +9,9 @@ import pytest
 
 from stackllama_engine.contract.errors import DataError
 from stackllama_engine.data.kinds import files_of, kind_of
+from stackllama_engine.data.local import stamp
 from stackllama_engine.data.preview import preview
-from stackllama_engine.data.sources import open_rows, stamp
+from stackllama_engine.data.sources import open_rows
 
 ROWS: list[dict[str, Any]] = [{"question": f"q {n}\n“x”", "answer": f'a, "{n}"\t'} for n in range(3)]
 EXPECTED = [{"question": row["question"], "response_j": row["answer"]} for row in ROWS]

@@ -17,8 +17,9 @@ from stackllama_engine.contract.errors import DataError
 from stackllama_engine.contract.stages import Split
 from stackllama_engine.data import row_files
 from stackllama_engine.data.kinds import kind_of
+from stackllama_engine.data.local import stamp
 from stackllama_engine.data.prepare import prepare
-from stackllama_engine.data.sources import open_rows, stamp, unique_questions
+from stackllama_engine.data.sources import open_rows, unique_questions
 
 ROWS = [{"question": f"q{n}", "response_j": f"good {n}", "response_k": f"bad {n}"} for n in range(40)]
 

@@ -44,7 +44,7 @@ def recipe() -> AnyRecipe:
 
 def start(home: Home, monkeypatch: pytest.MonkeyPatch, **modes: str) -> RunDir:
     monkeypatch.setenv("FAKE_MODES", json.dumps({key.replace("_", "-"): mode for key, mode in modes.items()}))
-    return launcher.launch(launcher.plan(home, recipe(), "p"))
+    return launcher.launch(launcher.plan(home, recipe(), "p", allow=["tokenizer"]))
 
 
 def phases(home: Home) -> dict[str, tuple[str, int]]:
@@ -74,6 +74,7 @@ def test_runs_six_children_in_order_and_wires_them(home: Home, monkeypatch: pyte
         merge = load_recipe(Stage.MERGE, runs_dir / f"p-{suffix}-merged" / "recipe.yaml")
         assert isinstance(merge, MergeRecipe) and merge.adapter_path == str(home.run(f"p-{suffix}").adapter)
     assert home.run("p-ppo").read_launch().parents == ["p-sft-merged", "p-reward", "p"]
+    assert {tuple(home.run(f"p-{suffix}").read_launch().allow) for suffix in ORDER} == {("tokenizer",)}
 
     events = list(EventReader(run.attempt_dir(1) / "events.jsonl").read())
     assert [event.phase for event in events if event.kind == "phase"] == [f"p-{suffix}" for suffix in ORDER]

@@ -69,7 +69,7 @@ def test_of_a_hub_model_that_is_not_here_nothing_is_said() -> None:
 
 def test_a_critic_in_more_layers_than_there_are_is_refused(model: Callable[..., str]) -> None:
     path = model(llama())
-    text = said(Stage.PPO, path, value_adapter_layers=3)["critic layers"]
+    text = said(Stage.PPO, path, value_adapter_layers=3)["critic-layers"]
     assert text == f"`value_adapter_layers: 3`: {path} has 2 layers; use fewer, or leave it empty."
     assert [said(Stage.PPO, path, value_adapter_layers=layers) for layers in (2, 0.5, None)] == [{}] * 3
 
@@ -130,13 +130,13 @@ def test_an_adapter_on_a_matrix_that_is_embedding_and_head_is_refused(
     inside = "c_attn" if config is GPT2 else "q_proj"
     for targets in ([inside, embedding], [inside, "lm_head"]):
         found = said(stage, model(config), lora_target_modules=targets, **short)
-        assert list(found) == ["tied targets"] and f"`{targets[1]}`" in found["tied targets"]
+        assert list(found) == ["tied-targets"] and f"`{targets[1]}`" in found["tied-targets"]
     assert said(stage, model(config), lora_target_modules=[inside], **short) == {}
 
 
 def test_an_untied_head_is_refused_by_sft_alone(model: Callable[..., str]) -> None:
     path = model(llama())
-    assert "would not train" in said(Stage.SFT, path, lora_target_modules=["q_proj", "lm_head"])["tied targets"]
+    assert "would not train" in said(Stage.SFT, path, lora_target_modules=["q_proj", "lm_head"])["tied-targets"]
     assert said(Stage.PPO, path, lora_target_modules=["q_proj", "lm_head"]) == {}
     assert "no such module" in said(Stage.REWARD, path, lora_target_modules=["q_proj", "lm_head"])["targets"]
 
@@ -193,7 +193,7 @@ def test_a_special_token_that_the_model_has_no_row_for(
     model: Callable[..., str], tokenizer: Any, config: Any, wrong: str | None
 ) -> None:
     found = said(Stage.REWARD, model(llama(), tokenizer=tokenizer, tokenizer_config=config))
-    assert (wrong in found["token ids"]) if wrong else found == {}
+    assert (wrong in found["token-ids"]) if wrong else found == {}
 
 
 @pytest.mark.parametrize("key", ["num_local_experts", "num_experts", "n_routed_experts"])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tests.weights import write_weights
 
-from stackllama_engine.contract.errors import StageError, UsageError
+from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.prompt_format import PromptFormat, write_prompt_format
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.run_dir import Home
@@ -40,11 +40,11 @@ def resolve(home: Home, stage: Stage, model: Path, data: Path, **values: object)
 
 def test_a_parent_of_another_format_is_refused_before_anything_starts(home: Home, model: Path, data: Path) -> None:
     write_prompt_format(model, CHAT)
-    with pytest.raises(StageError, match=r"`model_name_or_path`: prompt format question_answer, .*_format=chat`"):
+    with pytest.raises(RefusedError, match=r"`model_name_or_path`: prompt format question_answer, .*_format=chat`"):
         resolve(home, Stage.REWARD, model, data)
     (model / "chat_template.jinja").write_text("{{ messages }}")
     resolve(home, Stage.REWARD, model, data, prompt_format="chat")
-    with pytest.raises(StageError, match=r"`system_prompt` differ"):
+    with pytest.raises(RefusedError, match=r"`system_prompt` differ"):
         resolve(home, Stage.REWARD, model, data, prompt_format="chat", system_prompt="Be brief.")
     resolve(home, Stage.SFT, model, data)  # teaches a format
 
@@ -57,7 +57,7 @@ def test_a_reward_model_of_another_format_is_refused(home: Home, model: Path, da
     keys = {"reward_model_path": str(adapter)}
     resolve(home, Stage.PPO, model, data, **keys)  # nothing says what it was trained with
     write_prompt_format(adapter, CHAT)
-    with pytest.raises(StageError, match=r"`reward_model_path`"):
+    with pytest.raises(RefusedError, match=r"`reward_model_path`"):
         resolve(home, Stage.PPO, model, data, **keys)
 
 

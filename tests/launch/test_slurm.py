@@ -85,7 +85,8 @@ def start_job(run: RunDir, mode: str, job: str = "4242") -> subprocess.Popen[str
 
 
 def test_options_are_arguments_and_the_script_has_no_directive(home: Home, cluster: Path) -> None:
-    run = slurm.submit(home, recipe(), "mine", ["time=8:00:00", "comment=a b; $(id) #SBATCH --uid=0"])
+    words = ["time=8:00:00", "comment=a b; $(id) #SBATCH --uid=0"]
+    run = slurm.submit(home, recipe(), "mine", words, ["tokenizer"])
     argv = (cluster / "sbatch").read_text().splitlines()
     assert argv == [
         "--parsable",
@@ -100,7 +101,7 @@ def test_options_are_arguments_and_the_script_has_no_directive(home: Home, clust
     ]
     script = (run.path / "slurm.sh").read_text()
     assert script == f"#!/bin/sh\nexec {sys.executable} -P -m stackllama_engine.launch.slurm {run.path}\n"
-    assert run.read_json("slurm.json")["id"] == "4242"
+    assert run.read_json("slurm.json")["id"] == "4242" and run.read_launch().allow == ["tokenizer"]
     assert (run.path / "slurm.sh").stat().st_mode & 0o777 == 0o600
 
 

@@ -10,8 +10,9 @@ from stackllama_engine.contract.errors import DataError
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.data.splits import question_hash
 from stackllama_engine.train.lengths import PROMPT, LengthLimit
-from stackllama_engine.train.overlap import COLUMN, Overlap, question_hash
+from stackllama_engine.train.overlap import COLUMN, Overlap
 from stackllama_engine.train.pair_filter import PairFilter, pair_notices
 from stackllama_engine.train.ppo.prompts import Prompt, report_prompts
 

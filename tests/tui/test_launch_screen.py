@@ -638,6 +638,32 @@ def test_a_refusal_before_launch_stands_at_its_field_and_whole_below(home: Home)
     show(home, script, size=(100, 30), model="/no/such/model")
 
 
+def test_a_finding_can_be_allowed_and_stands_on_the_last_page(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = Launches(monkeypatch)
+    rows = (f'{{"question": "q {index}", "response_j": "a", "response_k": "b"}}\n' for index in range(40))
+    (tmp_path / "pairs.jsonl").write_text("".join(rows))
+
+    async def script(driven: Driven) -> None:
+        await settled(driven)
+        form(driven).set("dataset_name", str(tmp_path / "pairs.jsonl"))
+        form(driven).set("dataset_train_split", "all")
+        await driven.press("enter")
+        await driven.until(lambda: isinstance(driven.app.screen, ConfirmScreen))
+        await driven.shows("evaluation measures memory", "y  allow and launch")
+        assert launches.calls == []
+        await driven.press("y")
+        await driven.until(lambda: isinstance(driven.app.screen, CommandScreen))
+        await driven.shows("(allowed: eval-prompts)", "--allow eval-prompts")
+        await driven.press("enter")
+        await driven.until(lambda: launches.opened)
+
+    show(home, script, model="demo", size=(140, 60))
+    (planned,) = launches.calls
+    assert planned.allow == ("eval-prompts",)
+
+
 def test_a_name_that_is_taken_is_refused_and_nothing_is_lost(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await edit(driven, "lora_r", "8")

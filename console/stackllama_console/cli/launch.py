@@ -77,9 +77,10 @@ def start(arguments: argparse.Namespace, reading: Reading) -> int:
     if getattr(arguments, "slurm", False):
         from stackllama_engine.launch import slurm
 
-        notices = tuple(data_notices(reading.recipe))  # before anything is created
+        warnings = launcher.prepare(home, reading.recipe, arguments.name, arguments.allow).warnings
+        notices = (*data_notices(reading.recipe), *warnings)  # before anything is created
         with uninterrupted():
-            run = slurm.submit(home, reading.recipe, arguments.name, arguments.sbatch_option)
+            run = slurm.submit(home, reading.recipe, arguments.name, arguments.sbatch_option, arguments.allow)
     else:
         plan = _plan(arguments, home, reading)
         notices = plan.notices
@@ -140,9 +141,11 @@ def dry_run(arguments: argparse.Namespace, reading: Reading) -> int:
 
 
 def _plan(arguments: argparse.Namespace, home: Home, reading: Reading, *, ask_hub: bool = True) -> launcher.Plan:
-    """Plan what these arguments launch; ``merge`` and ``demo`` have neither ``--canary`` nor ``--after``."""
-    canary, after = getattr(arguments, "canary", None), getattr(arguments, "after", None)
-    return launcher.plan(home, reading.recipe, arguments.name, canary=canary, after=after, ask_hub=ask_hub)
+    """Plan what these arguments launch; ``merge`` and ``demo`` have no ``--canary``, ``--after`` or ``--allow``."""
+    canary, after, allow = (getattr(arguments, name, None) for name in ("canary", "after", "allow"))
+    return launcher.plan(
+        home, reading.recipe, arguments.name, canary=canary, after=after, allow=allow or (), ask_hub=ask_hub
+    )
 
 
 def flush() -> None:

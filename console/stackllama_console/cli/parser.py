@@ -129,6 +129,7 @@ _TRUST_HELP = "also trust a home that this user owns or lets others write (STACK
 _FOLLOW_HELP = "follow the run and exit with its exit code; Ctrl-C detaches without stopping it"
 _CANARY_HELP = "PPO: dry-run one worst-case step and checkpoint before training (default: on a GPU)"
 _AFTER_HELP = "start when this run has ended, however, and the GPUs have room by the budget's estimate"
+_ALLOW_HELP = "launch in spite of this finding of the checks, e.g. eval-prompts (repeatable; see docs/linter.md)"
 _HOST_GONE_HELP = "confirm that this machine, which the run is on, is gone for good; its processes cannot be checked"
 _FORK_EPILOG = (
     "The fork goes on from a copy of the checkpoint: optimizer, data order and random numbers as they were. "
@@ -227,6 +228,7 @@ def _add_launch(commands: _Commands) -> None:
         _add_words(parser, before, "recipe file and overrides")
         parser.add_argument("--name", metavar="RUN", help="run id (default: stage, date and time)")
         parser.add_argument("--after", metavar="RUN", help=_AFTER_HELP)
+        parser.add_argument("--allow", action="append", default=[], metavar="NAME", help=_ALLOW_HELP)
         parser.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
         parser.add_argument("--dry-run", action="store_true", help="print command and recipe without starting anything")
         parser.add_argument("--plain", action="store_true", help=_PLAIN_HELP)

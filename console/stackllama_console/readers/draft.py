@@ -133,9 +133,11 @@ class Draft:
         self.home = home
         self.stage = stage
         self.name: str | None = None
+        """The run's id; None: one is made."""
         self.after: str | None = None
         """The run whose end a launch waits for."""
-        """The run's id; None: one is made."""
+        self.allow: tuple[str, ...] = ()
+        """Findings of the checks at launch that a person allowed."""
         self._forms: dict[Stage, LaunchForm] = {}
         self._sources: dict[Stage, Source] = {}
         self._models: dict[Stage, str] = {}  # as follow_model last saw them
@@ -188,7 +190,7 @@ class Draft:
         brought = self._brought.get(self.stage, {})
         shared = [key for key in _CARRIED if key in self.form.fields and key not in brought]
         self._carried |= {key: self.form.text(key) for key in shared if self.form.differs(key)}
-        self.stage = stage
+        self.stage, self.allow = stage, ()
         for key, text in self._carried.items():
             if key in self.form.fields and not self.form.differs(key):
                 self.form.set(key, text)
@@ -218,7 +220,7 @@ class Draft:
 
     def take(self, source: Source) -> None:
         """Fill the form of the recipe's stage from it."""
-        self.stage = source.recipe.stage
+        self.stage, self.allow = source.recipe.stage, ()
         self.form.load(source.recipe)
         self._sources[self.stage] = source
         self._models[self.stage] = self.model
@@ -232,6 +234,7 @@ class Draft:
     def clear(self) -> None:
         """Put every default back; the model stays, and the demo's data set and settings with it."""
         model = self.model
+        self.allow = ()
         self.form.clear()
         for remembered in (self._sources, self._models, self._brought):
             remembered.pop(self.stage, None)
@@ -244,6 +247,7 @@ class Draft:
         words = [PROGRAM, "launch", str(self.stage), *self.form.overrides()]
         words += ["--name", self.name] if self.name else []
         words += ["--after", self.after] if self.after else []
+        words += [word for name in self.allow for word in ("--allow", name)]
         words += ["--home", str(self.home.path)] if self.home.path != Home().path else []
         if self.sbatch is not None:
             words += ["--slurm", *(f"--sbatch-option={key}={value}" for key, value in self.sbatch.items())]

@@ -1,6 +1,6 @@
 """Launch's checks of the models, data and runs that a form names, made early. For threads."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.recipe import AnyRecipe
@@ -29,13 +29,16 @@ def refusal(home: Home, key: str, value: str) -> str:
     return ""
 
 
-def find_unusable(home: Home, inputs: Mapping[str, str], recipe: AnyRecipe | None) -> dict[str, str]:
+def find_unusable(
+    home: Home, inputs: Mapping[str, str], recipe: AnyRecipe | None, allow: Collection[str] = ()
+) -> dict[str, str]:
     """Return form key → why a launch would refuse its value; under an empty key errors of several together.
 
     Args:
         home: whose runs they may name.
         inputs: form key (a stage's own as ``ppo.dataset_name``) → text.
         recipe: the whole; None while it cannot be made.
+        allow: names of findings that a launch allows.
     """
     named = {key: key.rpartition(".")[2] for key in inputs}
     refusals = {key: refusal(home, name, inputs[key]) for key, name in named.items() if name in INPUTS}
@@ -44,7 +47,7 @@ def find_unusable(home: Home, inputs: Mapping[str, str], recipe: AnyRecipe | Non
         return wrong
     try:
         resolved, _ = resolve_inputs(home, recipe)
-        preflight(resolved)
+        preflight(resolved, allow)
     except (StackllamaError, OSError) as error:
         return {"": str(error)}
     return {}

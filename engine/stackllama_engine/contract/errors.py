@@ -8,7 +8,8 @@
     │   ├── DamagedError     2  file of a run directory that is not what was written there
     │   └── DataError        2  data source that cannot be read as requested
     ├── RefusedError         3  refused before launch: name taken, run alive, nothing to resume
-    │   └── UnconfirmedError 3  something changed since launch, and the user has not confirmed it yet
+    │   ├── UnconfirmedError 3  something changed since launch, and the user has not confirmed it yet
+    │   └── FindingsError    3  the result would mean nothing, unless the user allows it by name
     └── StageError           1  a running stage failed; the message is the cause
 
 A message says what is wrong, where, and how to fix it, in one or two sentences.
@@ -75,6 +76,19 @@ class UnconfirmedError(RefusedError):
         self.reasons = reasons
         self.question = question
         super().__init__(" ".join([*reasons, way_out]))
+
+
+class FindingsError(RefusedError):
+    """A run that could be launched but whose result would mean nothing; the user can allow that.
+
+    Args:
+        names: the findings to allow.
+        text: what they are, and how to allow them.
+    """
+
+    def __init__(self, names: tuple[str, ...], text: str) -> None:
+        self.names = names
+        super().__init__(text)
 
 
 class StageError(StackllamaError):

@@ -120,6 +120,8 @@ class Launch(Struct, frozen=True, kw_only=True):
     """None: the run began at its first step."""
     after: str | None = None
     """The run whose end this attempt waits for before it starts; None: it starts at once."""
+    allow: list[str] = []
+    """Findings of the checks at launch that the user allowed by name."""
     reward_funcs: list[FunctionFile] | msgspec.UnsetType = msgspec.UNSET
     """Unset: written by a version that did not record it, or in the next field."""
     reward_fn: FunctionFile | msgspec.UnsetType | None = msgspec.UNSET

@@ -13,7 +13,7 @@ from .columns import prompt_of
 from .kinds import files_of, kind_of
 from .manifest import read_manifest
 from .row_files import position_of, read_file
-from .splits import same_text, split_of
+from .splits import same_text, split_of, stable_hash
 
 ALL = "all"
 
@@ -51,6 +51,26 @@ def local_rows(
                 if split == ALL or _is_in(row, names, splits):
                     where = position_of(file, number)
                     yield where if len(files) == 1 else f"{file.name}, {where}", row
+
+
+def stamp(name: str) -> str:
+    """Return a cheap identity of a source, which changes when one of its files does (path, size, modification time).
+
+    The identity of a hub data set is its name alone; pin it with a revision.
+
+    Raises:
+        DataError: no such source.
+    """
+    kind = kind_of(name)
+    path = Path(name).expanduser().resolve()
+    if kind == "hub":
+        files: list[Path] = []
+    elif kind == "demo":
+        files = [Path(__file__).with_name("demo_data.py")]
+    else:
+        files = sorted(path.iterdir()) if kind == "prepared" else files_of(name)
+    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return f"{stable_hash(kind, name if kind in ('hub', 'demo') else str(path), repr(facts)):016x}"
 
 
 def _splits(name: str, split: str) -> tuple[Split, ...]:

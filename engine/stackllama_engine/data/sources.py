@@ -21,7 +21,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ..contract.errors import DataError
@@ -38,7 +37,7 @@ from .columns import (
     typical,
 )
 from .hub import read_hub
-from .kinds import files_of, kind_of
+from .kinds import kind_of
 from .local import ALL, local_rows
 from .splits import same_text, stable_hash
 
@@ -151,26 +150,6 @@ def text_columns(
         raise DataError(_nothing(name, split, Counter()))
     columns_of(row, ("question",), name, names)
     return available(row, names)
-
-
-def stamp(name: str) -> str:
-    """Return a cheap identity of a source, which changes when one of its files does (path, size, modification time).
-
-    The identity of a hub data set is its name alone; pin it with a revision.
-
-    Raises:
-        DataError: no such source.
-    """
-    kind = kind_of(name)
-    path = Path(name).expanduser().resolve()
-    if kind == "hub":
-        files: list[Path] = []
-    elif kind == "demo":
-        files = [Path(__file__).with_name("demo_data.py")]
-    else:
-        files = sorted(path.iterdir()) if kind == "prepared" else files_of(name)
-    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return f"{stable_hash(kind, name if kind in ('hub', 'demo') else str(path), repr(facts)):016x}"
 
 
 def unique_questions(

@@ -31,6 +31,11 @@ def same_text(text: str) -> str:
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n")).strip()
 
 
+def question_hash(question: str) -> int:
+    """Hash a question into 63 bits, whatever its case and its spaces (Arrow's integers have a sign)."""
+    return stable_hash(" ".join(same_text(question).casefold().split())) >> 1
+
+
 def split_of(question: str | int) -> Split:
     """Return the split of a question, from its id (within a site) or, if there is none, its text."""
     return _PARTS[stable_hash("split", question) % len(_PARTS)]

@@ -83,7 +83,7 @@ def plan_fork(home: Home, run: RunDir, step: int | None, overrides: Sequence[str
         )
     settings = tuple(Change(each.key, float(each.now)) for each in differences.kept)
     name = name or _free_name(home, f"{run.id}-at-{checkpoints.step_of(checkpoint)}")
-    plan = launcher.plan(home, reading.recipe, name, parents=[run.id])
+    plan = launcher.plan(home, reading.recipe, name, parents=[run.id], allow=launcher.allowed_in(run))
     return Fork(plan=plan, checkpoint=checkpoint, settings=settings, reading=reading)
 
 

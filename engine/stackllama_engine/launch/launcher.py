@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -44,7 +44,7 @@ from .leftovers import delete_marked
 from .machine_check import git_commit, package_versions, resolve_machine
 from .on_end import person_command
 from .ownership import check_home, check_run
-from .preflight import preflight, training_stages
+from .preflight import check_names, preflight, training_stages
 from .process_marks import marks
 from .processes import run_processes
 from .recipe_changes import keep_recipe, load_own_recipe, recipe_hash, refuse_changed
@@ -72,7 +72,8 @@ class Plan(Struct, frozen=True, kw_only=True):
         gpus: the GPUs that the command was built for.
         parents: runs that inputs are taken from, and those that were given.
         functions: the code of ``reward_funcs``.
-        notices: how the data will be read; sentences.
+        notices: how the data will be read, and the warnings of :mod:`.preflight`; sentences.
+        allow: findings that are to be warnings.
         after: the run whose end it waits for, and then for room on its GPUs; None: it starts at once.
     """
 
@@ -87,6 +88,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     parents: tuple[str, ...] = ()
     functions: tuple[FunctionFile, ...] = ()
     notices: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
     after: str | None = None
 
     @property
@@ -103,6 +105,7 @@ def plan(
     parents: Iterable[str] = (),
     canary: bool | None = None,
     after: str | None = None,
+    allow: Iterable[str] = (),
     ask_hub: bool = True,
 ) -> Plan:
     """Check everything that a launch needs and settle what it will run. Touches nothing.
@@ -114,6 +117,7 @@ def plan(
         parents: runs to record as parents besides those the inputs come from.
         canary: PPO: the worst case once before the run proper; None: where it is on a GPU.
         after: a run to wait for; it starts when that has ended and its GPUs have room.
+        allow: names of findings that are to be warnings (:mod:`.preflight`).
         ask_hub: ask the hub for what would be downloaded; takes seconds.
 
     Raises:
@@ -128,7 +132,9 @@ def plan(
     person_command()  # which is wrong now rather than at the run's end
     gpus = _gpus(recipe)
     request = recipe
-    recipe, inputs = prepare(home, request, name)
+    allow = tuple(allow)
+    prepared = prepare(home, request, name, allow)
+    recipe = prepared.recipe
     if ask_hub:
         check_hub(recipe)
     recipe = _for_machine(recipe, gpus)
@@ -145,37 +151,47 @@ def plan(
         run_dir=run_dir,
         command=_command(recipe, run_dir, gpus, canary),
         gpus=tuple(gpus),
-        parents=(*inputs, *parents),
+        parents=(*prepared.parents, *parents),
         functions=tuple(reward_functions(recipe)),
         notices=(
             *data_notices(recipe),
             *batch_notices(request, recipe),
             *unused_notices(recipe),
+            *prepared.warnings,
             *audit_notices(recipe),
         ),
+        allow=allow,
         after=after,
     )
 
 
-def prepare(home: Home, recipe: AnyRecipe, name: str | None) -> tuple[AnyRecipe, list[str]]:
-    """Check what is checked wherever the run will be: recipe, name and inputs. Touches nothing.
+class Prepared(Struct, frozen=True):
+    """A launch that is checked as far as the machine does not matter."""
 
-    Returns:
-        the recipe with its inputs explicit, and the runs they come from.
+    recipe: AnyRecipe
+    """With its inputs explicit."""
+    parents: list[str]
+    """The runs that they come from."""
+    warnings: list[str]
+
+
+def prepare(home: Home, recipe: AnyRecipe, name: str | None, allow: Collection[str] = ()) -> Prepared:
+    """Check what is checked wherever the run will be: recipe, name and inputs. Touches nothing.
 
     Raises:
         UsageError, RefusedError: as :func:`plan`.
     """
     check_home(home)
     _check_name(home, recipe.stage, name)
+    check_names(allow)
     recipe, parents = resolve_inputs(home, recipe)
-    preflight(recipe)
+    warnings = preflight(recipe, allow)
     if secret := redactor().found_in(dump_recipe(recipe)):
         raise UsageError(
             f"The recipe holds the value of `{secret}`. A secret stays in the environment, where the stage finds it; "
             "a recipe is written to disk and shown."
         )
-    return recipe, parents
+    return Prepared(recipe, parents, warnings)
 
 
 def launch(
@@ -215,6 +231,7 @@ def launch(
                     after=planned.after,
                     forked_from=forked_from,
                     settings=settings,
+                    allow=planned.allow,
                 )
             finally:
                 run.release_lock(lock)
@@ -235,7 +252,7 @@ def _check_still_holds(planned: Plan) -> None:
     gpus = _gpus(planned.request)
     if tuple(gpus) != planned.gpus:
         raise RefusedError("The visible GPUs have changed since this launch was planned. Launch it again.")
-    recipe, _ = prepare(planned.home, planned.request, planned.name)
+    recipe = prepare(planned.home, planned.request, planned.name, planned.allow).recipe
     if _for_machine(recipe, gpus) != planned.recipe:
         raise RefusedError("What the recipe's inputs name has changed since this launch was planned. Launch it again.")
     for function in reward_functions(planned.recipe):
@@ -336,6 +353,11 @@ def _still_after(run: RunDir) -> str | None:
     return run.read_launch().after
 
 
+def allowed_in(run: RunDir) -> list[str]:
+    """Return the findings that a run's launch allowed."""
+    return run.read_launch().allow if (run.path / "launch.json").is_file() else []
+
+
 def _record_confirmed(run: RunDir, stage: Stage, *, function_changed: bool) -> None:
     """Write down the recipe and the code that a person has confirmed, for a job that begins where nobody is asked."""
     if not (run.path / "launch.json").is_file():
@@ -370,7 +392,14 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
         command = _command(recipe, run.path, gpus, canary)
         with uninterrupted():
             start_supervisor(
-                run, lock, command, parents_of(run), functions, after=_still_after(run), forked_from=_origin(run)
+                run,
+                lock,
+                command,
+                parents_of(run),
+                functions,
+                after=_still_after(run),
+                forked_from=_origin(run),
+                allow=allowed_in(run),
             )
     except OSError as error:
         raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
@@ -388,6 +417,7 @@ def start_supervisor(
     after: str | None = None,
     forked_from: ForkedFrom | None = None,
     settings: Sequence[Change] = (),
+    allow: Sequence[str] = (),
 ) -> None:
     """Begin the next attempt with the lock held: its folder, ``launch.json``, state, and a detached supervisor.
 
@@ -399,7 +429,7 @@ def start_supervisor(
     folder = run.attempt_dir(attempt)
     make_private_dir(folder)
     try:
-        state = _prepare_attempt(run, attempt, command, parents, functions, after, forked_from)
+        state = _prepare_attempt(run, attempt, command, parents, functions, after, forked_from, allow)
         for change in settings:
             requests.write(run, "set", change)
     except OSError:  # whoever tries again and again on a full disk would leave a folder each time
@@ -422,6 +452,7 @@ def _prepare_attempt(
     functions: Sequence[FunctionFile],
     after: str | None,
     forked_from: ForkedFrom | None,
+    allow: Sequence[str],
 ) -> State:
     """Write what is on disk before the supervisor starts; returns the state, which is written last."""
     forget_all(run)
@@ -443,6 +474,7 @@ def _prepare_attempt(
             reward_funcs=[*functions],
             after=after,
             forked_from=forked_from,
+            allow=[*allow],
         )
     )
     state = msgspec.structs.replace(

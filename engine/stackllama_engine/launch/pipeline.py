@@ -28,7 +28,7 @@ from ..contract.run_dir import Home, RunDir, State, kind_of
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from .function_hash import check_functions
-from .launcher import launch, plan, resume
+from .launcher import allowed_in, launch, plan, resume
 from .leftovers import remove_leftover
 from .reconcile import reconcile
 from .run_requests import try_to_stop
@@ -128,7 +128,7 @@ class Coordinator:
         if run is None:
             wired = {key: child_id(self.run.id, suffix) for key, suffix in child.wired.items()}
             recipe = stage_recipe(self.recipe, child.stage, wired)
-            return launch(plan(self.home, recipe, run_id, parents=[self.run.id]))
+            return launch(plan(self.home, recipe, run_id, parents=[self.run.id], allow=allowed_in(self.run)))
         if reconcile(run).has_ended:
             # who resumed the pipeline was asked
             return resume(self.home, run_id, recipe_changed=True, function_changed=True)

@@ -1,12 +1,13 @@
-"""Checks at launch of what a stage would refuse later, from its model's files.
+"""Checks at launch: what a stage would refuse later, and what would make its result mean nothing.
 
-Each row of :data:`CHECKS` is one check of a recipe against the files of its model. A pipeline runs all of them for all
-its stages, so that the last one's refusal is known before the first one runs. A hub model that is not in the cache is
-not checked. No check loads anything.
+Each row of :data:`CHECKS` is one check of a recipe, against the files of its model or against its lineage: the data and
+the runs that it builds on. A pipeline runs all of them for all its stages, so that the last one's refusal is known
+before the first one runs. The files of a hub model that is not in the cache are not checked. No check loads anything.
+A finding is an error or a warning (``warns``); some errors become warnings by name (``--allow``).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +17,19 @@ from ..budget import gguf, known, safetensors
 from ..budget.architecture import Architecture
 from ..budget.model_files import read_architecture, read_config
 from ..contract.atomic_files import existing
-from ..contract.errors import RecipeError, RefusedError, StackllamaError, UsageError
+from ..contract.errors import FindingsError, RecipeError, RefusedError, StackllamaError, UsageError
 from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe, TrainedRecipe
 from ..contract.stages import PIPELINE_STAGES, Stage
+from .base_check import find_lost_base, find_other_base
+from .eval_size import find_too_small
 from .hub_cache import cached_model
 from .installed_types import can_classify, has_default_targets
+from .lineage import Trained, trained_before
 from .module_names import HEADS, TIED, module_names, short_names, taken, takes
+from .prompt_overlap import held_out_prompts_trained_on, rl_prompts_trained_on
 from .sections import PLACEHOLDER, stage_recipe
 from .token_ids import special_ids
+from .tokenizer_check import find_no_end_token, find_ordinary_stop, find_other_tokenizer
 
 _POSITIONS = {
     "gpt2": "n_positions",
@@ -39,14 +45,18 @@ _DEFAULT_LOST = frozenset({"mixtral"})
 
 
 class Case(Struct, frozen=True, kw_only=True):
-    """One stage, and what the files of its model say."""
+    """One stage, what the files of its model say, and what it builds on."""
 
     recipe: TrainedRecipe
+    before: Sequence[Trained] = ()
+    """Trainings that it builds on."""
     path: Path
-    """Directory or ``.gguf`` file."""
-    config: dict[str, Any]
+    """Directory or ``.gguf`` file of its model."""
+    known: bool = True
+    """Whether these are here and can be read."""
+    config: dict[str, Any] = {}
     """``config.json``."""
-    architecture: Architecture | None
+    architecture: Architecture | None = None
     """None: its sizes are not all there."""
     cached: bool = False
     """Its files are the hub cache's: what is missing of them is downloaded."""
@@ -73,47 +83,94 @@ class Check(Struct, frozen=True):
     """One check; it finds an error with its way out, or None."""
 
     name: str
+    """Short and stable; people write it after ``--allow``."""
     find: Callable[[Case], str | None]
     refuses: bool = False
     """No change of the recipe but another model helps."""
+    warns: bool = False
+    """The run is launched all the same, with a notice."""
+    can_allow: bool = False
+    """``--allow NAME`` makes a warning of it."""
+    of_recipe: bool = False
+    """It needs no files of the model."""
 
 
 class Problem(Struct, frozen=True):
-    """One error that a check found."""
+    """One finding of a check."""
 
     stage: Stage
     check: Check
     text: str
+    allowed: bool = False
+
+    @property
+    def warns(self) -> bool:
+        """Whether the run is launched all the same."""
+        return self.check.warns or self.allowed
 
 
-def find_problems(recipe: AnyRecipe) -> list[Problem]:
-    """Return what every stage of a recipe would refuse, in order; empty where nothing is known to be wrong.
+def find_problems(recipe: AnyRecipe, allow: Collection[str] = ()) -> list[Problem]:
+    """Return all findings of every stage of a recipe, in order; empty where nothing is known to be wrong.
 
     Args:
         recipe: with its inputs resolved (:mod:`.inputs`).
+        allow: names of findings that are to be warnings.
     """
-    cases = [case for one in training_stages(recipe) if (case := _case(one))]
-    answers = ((case.recipe.stage, check, check.find(case)) for case in cases for check in CHECKS)
-    return [Problem(stage, check, text) for stage, check, text in answers if text]
+    cases = _cases(recipe)
+    pairs = [(case, check) for case in cases for check in CHECKS if case.known or check.of_recipe]
+    found = ((case.recipe.stage, check, check.find(case)) for case, check in pairs)
+    return [
+        Problem(stage, check, text, check.can_allow and check.name in allow) for stage, check, text in found if text
+    ]
 
 
-def preflight(recipe: AnyRecipe) -> None:
-    """Refuse what a stage would refuse later; all problems together.
+def preflight(recipe: AnyRecipe, allow: Collection[str] = ()) -> list[str]:
+    """Refuse what a stage would refuse later, and what would mean nothing; all errors together.
+
+    Args:
+        recipe: with its inputs resolved.
+        allow: names of errors that are warnings this time.
+
+    Returns:
+        the warnings.
 
     Raises:
         RecipeError: a change of the recipe is the way out.
         RefusedError: another model is.
+        FindingsError: the run could be launched, and the errors can be allowed by name.
     """
-    problems = find_problems(recipe)
-    if not problems:
-        return
-    error: type[StackllamaError] = RefusedError if any(one.check.refuses for one in problems) else RecipeError
-    if not isinstance(recipe, PipelineRecipe):
-        raise error(" ".join(one.text for one in problems))
+    problems = find_problems(recipe, allow)
+    errors = [one for one in problems if not one.warns]
+    several = isinstance(recipe, PipelineRecipe)
+    if not errors:
+        return _texts(problems, several=several)
+    text = " ".join(_texts(errors, several=several))
+    names = tuple(dict.fromkeys(one.check.name for one in errors))
+    if all(one.check.can_allow for one in errors):
+        flags = " ".join(f"--allow {name}" for name in names)
+        raise FindingsError(names, f"{text} To launch all the same, add `{flags}`.")
+    error: type[StackllamaError] = RefusedError if any(one.check.refuses for one in errors) else RecipeError
+    raise error(text)
+
+
+def check_names(names: Collection[str]) -> None:
+    """Check what is given to ``--allow``.
+
+    Raises:
+        UsageError: there is no such error, or it cannot be allowed.
+    """
+    known = [check.name for check in CHECKS if check.can_allow]
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"`--allow {unknown[0]}`: the findings that can be allowed are {', '.join(known)}.")
+
+
+def _texts(problems: Sequence[Problem], *, several: bool) -> list[str]:
+    """Return the findings as text, each once; with its stages where there are several."""
     by_text: dict[str, list[str]] = {}
     for one in problems:
-        by_text.setdefault(one.text, []).append(str(one.stage))
-    raise error(" ".join(f"{', '.join(stages)}: {text}" for text, stages in by_text.items()))
+        said = f"{one.text} (allowed: {one.check.name})" if one.allowed else one.text
+        by_text.setdefault(said, []).append(str(one.stage))
+    return [f"{', '.join(stages)}: {text}" if several else text for text, stages in by_text.items()]
 
 
 def training_stages(recipe: AnyRecipe) -> list[TrainedRecipe]:
@@ -134,22 +191,33 @@ def training_stages(recipe: AnyRecipe) -> list[TrainedRecipe]:
     return recipes
 
 
-def _case(recipe: TrainedRecipe) -> Case | None:
-    """Read the model's files; None where they are not here, or cannot be read."""
+def _cases(recipe: AnyRecipe) -> list[Case]:
+    """Return the stages that train, each with those before it and what these were made from."""
+    cases: list[Case] = []
+    stages: list[Trained] = []
+    for one in training_stages(recipe):
+        earlier = {trained.name: trained for trained in [*stages, *trained_before(one)]}
+        cases.append(_case(one, tuple(earlier.values())))
+        stages.append(Trained(f"the pipeline's {one.stage} stage", one))
+    return cases
+
+
+def _case(recipe: TrainedRecipe, before: Sequence[Trained]) -> Case:
+    """Read the model's files, where they are here."""
     name = recipe.model_name_or_path
     local = existing(name)
     path = local or cached_model(name, revision=recipe.model_revision)
     if path is None:
-        return None
+        return Case(recipe=recipe, before=before, path=Path(name), known=False)
     try:
         config = read_config(path) if path.is_dir() else gguf.as_config(gguf.read_header(path), path)
     except (UsageError, OSError):  # the stage says what is wrong with its model; here nothing is known
-        return None
+        return Case(recipe=recipe, before=before, path=path, known=False)
     try:
         architecture = read_architecture(path)
     except (UsageError, OSError):  # of a kind without the sizes that a budget needs, or truncated: see _weights
         architecture = None
-    return Case(recipe=recipe, path=path, config=config, architecture=architecture, cached=local is None)
+    return Case(recipe=recipe, before=before, path=path, config=config, architecture=architecture, cached=local is None)
 
 
 def _weights(case: Case) -> str | None:
@@ -300,11 +368,24 @@ def _critic_layers(case: Case) -> str | None:
 CHECKS: tuple[Check, ...] = (
     Check("weights", _weights, refuses=True),
     Check("classifier", _classifier, refuses=True),
-    Check("token ids", _token_ids, refuses=True),
+    Check("token-ids", _token_ids, refuses=True),
+    Check("no-end-token", lambda case: find_no_end_token(case.path), refuses=True),
     Check("experts", _experts),
     Check("targets", _targets),
-    Check("tied targets", _tied),
+    Check("tied-targets", _tied),
     Check("length", _length),
-    Check("critic layers", _critic_layers),
+    Check("critic-layers", _critic_layers),
+    Check("adapter-base", lambda case: find_lost_base(case.recipe), refuses=True, of_recipe=True),
+    Check("tokenizer", lambda case: find_other_tokenizer(case.recipe, case.path), can_allow=True),
+    Check(
+        "eval-prompts",
+        lambda case: held_out_prompts_trained_on(case.recipe, case.before),
+        can_allow=True,
+        of_recipe=True,
+    ),
+    Check("rl-prompts", lambda case: rl_prompts_trained_on(case.recipe, case.before), warns=True, of_recipe=True),
+    Check("eval-size", lambda case: find_too_small(case.recipe), warns=True, of_recipe=True),
+    Check("reward-base", lambda case: find_other_base(case.recipe), warns=True, of_recipe=True),
+    Check("stop-token", lambda case: find_ordinary_stop(case.recipe, case.path), warns=True),
 )
-"""In the order in which they are reported; a new refusal of a stage is a new row."""
+"""In the order in which they are reported; a new refusal of a stage, or finding about its result, is a new row."""

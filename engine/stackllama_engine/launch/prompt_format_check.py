@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..contract.errors import StageError, UsageError
+from ..contract.errors import RefusedError, StageError, UsageError
 from ..contract.prompt_format import (
     Kind,
     automatic_kind,
@@ -39,7 +39,8 @@ def check_prompt_format(recipe: TrainedRecipe, columns: Columns | None) -> None:
 
     Raises:
         UsageError: there is no chat template, it cannot be read or parsed, or a key needs a chat.
-        StageError: an input was trained with another format.
+        RefusedError: an input was trained with another format.
+        StageError: what an input was trained with cannot be read.
     """
     kind = prompt_format_kind(recipe, columns)
     if kind is None:
@@ -59,7 +60,10 @@ def check_prompt_format(recipe: TrainedRecipe, columns: Columns | None) -> None:
         if before := read_prompt_format(path):
             # the template of a tokenizer, which is not read here, is taken to be that of what the stage builds on
             template = own.chat_template or (before.chat_template if kind == "chat" else None)
-            check_same(msgspec.structs.replace(own, chat_template=template), path, key)
+            try:
+                check_same(msgspec.structs.replace(own, chat_template=template), path, key)
+            except StageError as error:
+                raise RefusedError(str(error)) from None
 
 
 def prompt_format_kind(recipe: TrainedRecipe, columns: Columns | None) -> Kind | None:

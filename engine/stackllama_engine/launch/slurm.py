@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -52,7 +52,9 @@ _ASK_SECONDS = 2.0
 _ANSWER = 60.0  # seconds that sbatch and scontrol may take
 
 
-def submit(home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str] = ()) -> RunDir:
+def submit(
+    home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str] = (), allow: Sequence[str] = ()
+) -> RunDir:
     """Create a run and submit it as a job; GPUs are looked for where the job starts.
 
     Args:
@@ -60,6 +62,7 @@ def submit(home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str]
         recipe: of a single stage, checked by :mod:`..contract.recipe_io`; inputs are resolved here.
         name: the run id; otherwise one is made.
         words: options of sbatch, ``key=value``.
+        allow: names of findings that are to be warnings (:mod:`.preflight`).
 
     Raises:
         UsageError, RefusedError: as :func:`.launcher.prepare`, or there is no sbatch; nothing was created.
@@ -68,7 +71,8 @@ def submit(home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str]
     options = options_of(words)
     if recipe.stage is Stage.PIPELINE:
         raise RefusedError("A pipeline is not submitted as one job; submit its stages one after the other.")
-    recipe, parents = prepare(home, recipe, name)
+    prepared = prepare(home, recipe, name, allow)
+    recipe = prepared.recipe
     refuse_open_batch(recipe, "the card that Slurm will give is not known when a job is submitted")
     sbatch_argv(home.runs_dir / (name or "x"), options)
     if not tool("sbatch"):
@@ -87,10 +91,11 @@ def submit(home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str]
                 created=time.time(),
                 versions=package_versions(),
                 git_commit=git_commit(),
-                parents=parents,
+                parents=prepared.parents,
                 secrets=secret_names(),
                 reward_funcs=[*functions],
                 recipe_sha256=recipe_hash(run),
+                allow=[*allow],
             )
         )
         write_job(run, pending)  # before sbatch: the job may start at once

@@ -22,7 +22,8 @@ from ..contract.recipe import TrainRecipe
 from ..contract.run_dir import RunDir
 from ..data.columns import MESSAGES, Columns, notices
 from ..data.kinds import has_known_columns, kind_of
-from ..data.sources import open_rows, read_columns, skip_notice, stamp
+from ..data.local import stamp
+from ..data.sources import open_rows, read_columns, skip_notice
 from .loading import one_line
 from .reporting import Reporter
 from .session import CACHE

@@ -6,17 +6,11 @@ It happens with one split named twice, with the split ``all``, and with data who
 from typing import TYPE_CHECKING, Any
 
 from ..contract.recipe import TrainRecipe
-from ..data.splits import same_text, stable_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 COLUMN = "question_hash"
-
-
-def question_hash(question: str) -> int:
-    """Hash a question into 63 bits, whatever its case and its spaces (Arrow's integers have a sign)."""
-    return stable_hash(" ".join(same_text(question).casefold().split())) >> 1
 
 
 class Overlap:

@@ -12,11 +12,12 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from ..contract.recipe import PreferenceRecipe
+from ..data.splits import question_hash
 from . import checkpoint, hf_trainer, limits, models, right_padding
 from .eval_metrics import PreferenceWeighted
 from .eval_sampler import EvalSampler
 from .guard import Guarded
-from .overlap import COLUMN, question_hash
+from .overlap import COLUMN
 from .pair_rows import PairRows
 from .prompt_formats import make_encoder
 from .run_callback import RunCallback

@@ -15,6 +15,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 from ..contract.audit import AUDIT_FILE
 from ..contract.metrics import SCORE_RANGE, SCORE_STD
 from ..contract.recipe import RewardRecipe
+from ..data.splits import question_hash
 from . import checkpoint, hf_trainer, limits, models, right_padding
 from .audit.scoring import audit_model
 from .disk_wait import write_result
@@ -22,7 +23,7 @@ from .encoding import Encoder
 from .eval_metrics import PairWeighted, pair_metrics, pair_scores
 from .guard import Guarded
 from .loading import one_line
-from .overlap import COLUMN, question_hash
+from .overlap import COLUMN
 from .pair_rows import PairRows
 from .prompt_formats import make_encoder
 from .reward_micro_batches import TokenMicroBatches, whole_steps

@@ -14,13 +14,14 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ..contract.attention import is_flash
 from ..contract.recipe import SFTRecipe
+from ..data.splits import question_hash
 from . import checkpoint, hf_trainer, limits, models, right_padding
 from .encoding import evaluation_rows, report_columns, report_skipped, training_rows
 from .eval_metrics import TokenWeighted
 from .eval_sampler import EvalSampler
 from .guard import Guarded
 from .lengths import PROMPT, LengthLimit, cuts_training_rows
-from .overlap import COLUMN, Overlap, question_hash
+from .overlap import COLUMN, Overlap
 from .prompt_formats import make_encoder
 from .run_callback import RunCallback
 from .session import Session

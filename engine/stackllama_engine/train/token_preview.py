@@ -21,11 +21,10 @@ from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from ..data.columns import MESSAGES, NEEDS
 from ..data.sources import open_rows
-from ..data.splits import stable_hash
+from ..data.splits import question_hash, stable_hash
 from . import models
 from .encoding import Encoder
 from .lengths import PROMPT, LengthLimit, cuts_training_rows
-from .overlap import question_hash
 from .pair_filter import PairFilter
 from .ppo.prompts import distinct, wanted_columns
 from .prompt_formats import find_prompt_format, generation_stops

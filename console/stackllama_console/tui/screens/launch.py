@@ -15,7 +15,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.widgets import Input
 
-from stackllama_engine.contract.errors import StackllamaError, UsageError
+from stackllama_engine.contract.errors import FindingsError, StackllamaError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data.kinds import DEMO
@@ -237,6 +237,12 @@ class LaunchScreen(ConsoleScreen):
         self._plans(True)
         try:
             run = await self.controller.launch(recipe, self._confirm)
+        except FindingsError as error:
+            self._plans(False)
+            self._refuse(str(error))
+            if await self._allowed(error):
+                self.action_launch()
+            return
         except StackllamaError as error:
             self._refuse(str(error))
             return
@@ -259,6 +265,15 @@ class LaunchScreen(ConsoleScreen):
         if not await self.console_app.push_screen_wait(CommandScreen(summary, ask=True)):
             return False
         self.say(f"launching {summary.run} …")
+        return True
+
+    async def _allowed(self, error: FindingsError) -> bool:
+        """Ask whether to launch in spite of findings; a yes allows them for this launch."""
+        if not self._on_top:
+            return False
+        if not await self.console_app.push_screen_wait(ConfirmScreen(str(error), "allow and launch")):
+            return False
+        self.controller.allow(error.names)
         return True
 
     @property

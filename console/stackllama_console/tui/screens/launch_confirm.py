@@ -97,6 +97,9 @@ class CommandScreen(ModalScreen[bool]):
             text.append(f"{'memory':<{_LABEL}} ", style="dim")
             text.append(f"{word}{': ' if word else ''}", style=rich_colour(colours, colour))
             text.append(f"{one_line(self.summary.reason)}\n")
+        for notice in self.summary.notices:
+            text.append(f"{'note':<{_LABEL}} ", style="dim")
+            text.append(f"{one_line(notice)}\n")
         for label, value in (("command", self.summary.command), ("worker command", self.summary.worker)):
             if value:
                 text.append(f"\n{label}\n", style="dim")

@@ -47,6 +47,8 @@ class Summary(Struct, frozen=True, kw_only=True):
     """The command of the worker, as it would run; empty while that is not known."""
     error: str = ""
     """The reason why it cannot be launched as it is."""
+    notices: tuple[str, ...] = ()
+    """What the launch says about it: how data is read, and warnings."""
 
 
 Confirm = Callable[[Summary], Awaitable[bool]]
@@ -126,7 +128,7 @@ class LaunchController:
         self.waits_for = ""
         await asyncio.sleep(_PAUSE)
         inputs, recipe = form.inputs(), form.estimable()
-        unusable = await asyncio.to_thread(find_unusable, self.home, inputs, recipe)
+        unusable = await asyncio.to_thread(find_unusable, self.home, inputs, recipe, self.draft.allow)
         if not unusable and recipe is not None:
             self.waits_for = ", ".join(await asyncio.to_thread(names_from_hub, self.home, recipe))
             if self.waits_for:
@@ -166,6 +168,11 @@ class LaunchController:
         """Keep why nothing was launched; returns the first key that it names, or an empty text."""
         self.message = message
         return self.draft.form.refuse(message)
+
+    def allow(self, names: Sequence[str]) -> None:
+        """Allow findings of the checks from now on, for this launch."""
+        self.draft.allow = (*self.draft.allow, *names)
+        self.message = ""
 
     def switch(self, direction: int) -> None:
         """Go to the next or previous stage; every stage keeps what was typed."""
@@ -285,8 +292,10 @@ class LaunchController:
                 f"{draft.origin}, a Slurm run: launched here it would train on this machine. Submit it instead: "
                 f"{draft.command()}"
             )
-        planned = await asyncio.to_thread(launcher.plan, self.home, recipe, draft.name, after=draft.after)
-        return planned, structs.replace(summary, worker=planned.command.in_shell())
+        planned = await asyncio.to_thread(
+            launcher.plan, self.home, recipe, draft.name, after=draft.after, allow=draft.allow
+        )
+        return planned, structs.replace(summary, worker=planned.command.in_shell(), notices=planned.notices)
 
     def _summary(self) -> Summary:
         draft, view = self.draft, self.budget

@@ -10,9 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 from ...contract.audit import Audit
 from ...contract.recipe import RewardRecipe
 from ...data.sources import unique_questions
+from ...data.splits import question_hash
 from .. import models
 from ..encoding import Encoder, source_rows
-from ..overlap import question_hash
 from ..pair_filter import PairFilter
 from ..pair_rows import COLUMNS
 from ..stage_rows import pair

@@ -1,0 +1,62 @@
+"""Bases of adapters compared with the policy's at launch, by name and by a fingerprint of the weights.
+
+A reward model may have another base than the policy: PPO then holds it as a second model, which reads text by itself.
+An adapter that PPO continues may not, and an adapter without its base cannot be loaded.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ..contract.base import CONFIG_FILE, base_identity, find_base, read_identity, same_base
+from ..contract.errors import StageError
+from ..contract.recipe import PPORecipe, TrainedRecipe
+from .lineage import run_behind, training_run
+
+
+def find_lost_base(recipe: TrainedRecipe) -> str | None:
+    """Find an adapter that cannot be loaded: PPO continues it on another base, or its own base is gone."""
+    if not isinstance(recipe, PPORecipe):
+        return None
+    try:
+        own = base_identity(recipe.model_name_or_path, recipe.model_revision)
+        if adapter := _adapter(recipe.policy_adapter_path):
+            identity = read_identity(adapter)
+            if not same_base(identity, own):
+                return (
+                    f"`policy_adapter_path={adapter}`: it was trained on {identity['name']}, not on "
+                    f"{recipe.model_name_or_path}; name its base as `model_name_or_path`."
+                )
+        if (adapter := _adapter(recipe.reward_model_path)) and not same_base(read_identity(adapter), own):
+            find_base(adapter)
+    except StageError as error:
+        return f"`reward_model_path={recipe.reward_model_path}`: {error}"
+    return None
+
+
+def find_other_base(recipe: TrainedRecipe) -> str | None:
+    """Find a reward model that was trained on another base than the policy's."""
+    if not isinstance(recipe, PPORecipe) or not recipe.reward_model_path:
+        return None
+    try:
+        identity = _base_of(Path(recipe.reward_model_path))
+        if identity is None or same_base(identity, base_identity(recipe.model_name_or_path, recipe.model_revision)):
+            return None
+    except StageError:  # said by :func:`find_lost_base`
+        return None
+    return (
+        f"`reward_model_path={recipe.reward_model_path}`: it was trained on {identity['name']}, and the policy starts "
+        f"from {recipe.model_name_or_path}: it reads responses as text, and both models are held in memory."
+    )
+
+
+def _base_of(reward_model: Path) -> dict[str, Any] | None:
+    """Return the base of a reward model: its adapter's, or of a merged one that of the run that trained it."""
+    if (reward_model / CONFIG_FILE).is_file():
+        return read_identity(reward_model)
+    run = run_behind(str(reward_model))
+    adapter = training_run(run).adapter if run else None
+    return read_identity(adapter) if adapter and (adapter / CONFIG_FILE).is_file() else None
+
+
+def _adapter(value: str | None) -> Path | None:
+    return Path(value) if value and (Path(value) / CONFIG_FILE).is_file() else None
