@@ -171,6 +171,11 @@ def test_an_adapter_whose_base_is_another_or_gone_is_refused(base: Path, other: 
     judged = {"model_name_or_path": str(base), "reward_model_path": str(base)}
     text = said(recipe(Stage.PPO, policy_adapter_path=str(adapter), **judged))["adapter-base"]
     assert f"it was trained on {other}, not on {base}" in text
+    unnamed = adapter_of(other, tmp_path / "unnamed")
+    (unnamed / "base.json").unlink()
+    (unnamed / "adapter_config.json").write_text("{}")
+    text = said(recipe(Stage.PPO, policy_adapter_path=str(unnamed), **judged))["adapter-base"]
+    assert text.startswith(f"`policy_adapter_path={unnamed}`: ") and "names no base" in text
     shutil.rmtree(other)
     text = said(recipe(Stage.PPO, model_name_or_path=str(base), reward_model_path=str(adapter)))["adapter-base"]
     assert "does not exist" in text

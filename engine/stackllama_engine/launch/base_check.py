@@ -17,19 +17,21 @@ def find_lost_base(recipe: TrainedRecipe) -> str | None:
     """Find an adapter that cannot be loaded: PPO continues it on another base, or its own base is gone."""
     if not isinstance(recipe, PPORecipe):
         return None
+    key = "policy_adapter_path"
     try:
         own = base_identity(recipe.model_name_or_path, recipe.model_revision)
         if adapter := _adapter(recipe.policy_adapter_path):
             identity = read_identity(adapter)
             if not same_base(identity, own):
                 return (
-                    f"`policy_adapter_path={adapter}`: it was trained on {identity['name']}, not on "
-                    f"{recipe.model_name_or_path}; name its base as `model_name_or_path`."
+                    f"`{key}={adapter}`: it was trained on {identity['name']}, not on {recipe.model_name_or_path}; "
+                    "name its base as `model_name_or_path`."
                 )
+        key = "reward_model_path"
         if (adapter := _adapter(recipe.reward_model_path)) and not same_base(read_identity(adapter), own):
             find_base(adapter)
     except StageError as error:
-        return f"`reward_model_path={recipe.reward_model_path}`: {error}"
+        return f"`{key}={getattr(recipe, key)}`: {error}"
     return None
 
 
