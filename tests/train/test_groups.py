@@ -251,6 +251,16 @@ def test_accumulation_and_micro_batches_change_nothing(home: Home, base: Path, s
 
 
 @pytest.mark.slow
+def test_a_step_without_a_response_in_the_loss_learns_nothing_and_says_so(home: Home, base: Path) -> None:
+    keys = (*PPO, *RLOO, "max_steps=1", "random_length_limits=[1, 2]", "mask_truncated_completions=true")
+    with attempt(home, base, Stage.PPO, *keys) as one:
+        assert one.train() is not None
+    assert one.metrics("ppo/updates") == {1: 0.0} and one.metrics("ppo/skipped_updates") == {1: 0.0}
+    assert "step 1: nothing was learned, because no response was in the loss" in one.health
+    assert not any(tensor.any() for name, tensor in weights(one.run).items() if "lora_B" in name)
+
+
+@pytest.mark.slow
 def test_a_policy_with_a_critic_is_continued_without_it(home: Home, base: Path) -> None:
     first, _ = finish(home, base, Stage.PPO, *PPO, "max_steps=1")
     assert (first.adapter / "critic").is_dir()

@@ -133,7 +133,14 @@ def keys(tmp_path: Path, base: Path, reward_model: Path) -> tuple[str, ...]:
     return (*EVERYTHING, *named)
 
 
-def test_killed_three_times_and_resumed_equals_straight(shared_home: Home, base: Path, keys: tuple[str, ...]) -> None:
+GROUPS = ("advantage=rloo", "num_generations=2", "kl_in_loss=true", "skip_zero_std_groups=true")
+
+
+@pytest.mark.parametrize("groups", [(), pytest.param(GROUPS, marks=pytest.mark.long)])
+def test_killed_three_times_and_resumed_equals_straight(
+    shared_home: Home, base: Path, keys: tuple[str, ...], groups: tuple[str, ...]
+) -> None:
+    keys = (*keys, *groups)
     straight, _ = finish(shared_home, base, Stage.PPO, *keys)
     said = by_step(straight, 1)
     assert [step for step, evaluated in said if not evaluated] == list(range(1, STEPS + 1))
@@ -156,7 +163,8 @@ def test_killed_three_times_and_resumed_equals_straight(shared_home: Home, base:
     assert files(broken).keys() == files(straight).keys()
     for name, content in files(straight).items():
         assert files(broken)[name] == content, name
-    assert {"adapter/critic/adapter_model.safetensors", "adapter/value_head.safetensors"} <= files(straight).keys()
+    critic = {"adapter/critic/adapter_model.safetensors", "adapter/value_head.safetensors"}
+    assert critic & files(straight).keys() == (set() if groups else critic)
     state = msgspec.json.decode(files(straight)[f"checkpoints/step-{STEPS:06d}/state.json"])
     assert state["scores"]["count"] == STEPS * 4 and state["kl_coef"] != 0.2
 

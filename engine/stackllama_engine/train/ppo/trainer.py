@@ -313,6 +313,8 @@ class PPO:
             metrics["val/var_explained"] = explained_variance(
                 rollout.old.values, learned.advantages.returns, rollout.mask, self.session.reduce
             )
+        if stats.first is None:
+            self.reporter.health(f"step {step + 1}: nothing was learned, because no response was in the loss")
         if stats.skipped:
             self.reporter.health(f"step {step + 1}: skipped {stats.skipped} mini-batches (ratio or gradient)")
         schedule.advance(self.trainables.scheduler)
