@@ -21,7 +21,7 @@ dev: $(VENV)/dev-installed
 test: $(VENV)/dev-installed
 	$(BIN)/pytest -n 4 --dist worksteal -m "not long and not gpu"
 
-# torchrl and trl 1.12.0, the references of tests/oracles; without them its tests are skipped
+# torchrl, trl 1.12.0 and Liger with Triton, the references of tests/oracles; without them its tests are skipped
 oracles: $(VENV)/dev-installed
 	$(BIN)/python tests/oracles/environment.py
 

@@ -1,4 +1,4 @@
-"""SFT on one GPU: tokens per second here, by TRL's SFTTrainer alone, and by Unsloth where it is installed.
+"""SFT on one GPU: tokens per second here, with and without masks, by TRL's SFTTrainer alone, and by Unsloth.
 
     python benchmarks/gpu_sft.py                                  # 7B and 0.9B; 4 minutes each at most; resumes
     python benchmarks/gpu_sft.py --models 7b --precisions bf16 --work /data

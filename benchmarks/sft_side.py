@@ -9,6 +9,7 @@ Every document has half a row's tokens, so that each packed row holds two and no
 import argparse
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
@@ -20,7 +21,8 @@ from typing import Any
 import ppo_work
 from ppo_work import ALPHA, RANK, SPECIAL, Work
 
-SIDES = ("ours", "TRL", "Unsloth")
+MASKED = "ours, packed rows with masks"
+SIDES = ("ours", MASKED, "TRL", "Unsloth")
 PRECISIONS = ("bf16", "nf4")
 _PER_DEVICE, _ACCUMULATION = 4, 2
 _WARM_UP = 2
@@ -57,7 +59,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     prepare(folder, options.model, work, length, 2 * _PER_DEVICE * _ACCUMULATION * steps)
     rates = gpu_machine.measure_rates(device)
     gpu_machine.release(device)
-    train = train_ours if options.side == "ours" else train_theirs
+    train = train_ours if options.side in ("ours", MASKED) else train_theirs
+    os.environ["STACKLLAMA_LEAVE_OUT"] = "varlen" if options.side == MASKED else ""
     times, peak = train(options, folder, steps, length)
     seconds = median(after - before for before, after in zip(times[_WARM_UP - 1 :], times[_WARM_UP:], strict=False))
     tokens = _PER_DEVICE * _ACCUMULATION * length

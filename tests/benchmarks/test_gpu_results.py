@@ -60,13 +60,13 @@ def test_the_cells_of_a_model_begin_with_what_says_most() -> None:
         "7b, nf4, own critic, all",
         "7b, int8, own critic, all",
     ]
-    assert set(names[4:]) >= {f"7b, bf16, own critic, without {name}" for name in NAMES}
+    assert set(names[4:]) >= {f"7b, bf16, own critic, without {name}" for name in gpu_work.PATHS}
     assert len(set(names)) == len(names)
     assert (cells[0].work.batch, cells[3].work.batch, cells[3].work.mini) == (128, 32, 32)
 
 
 @pytest.mark.parametrize(
-    ("variant", "names"), [("all", ()), ("none", NAMES), ("without graph", ("graph",)), ("with liger", ())]
+    ("variant", "names"), [("all", ()), ("none", gpu_work.PATHS), ("without graph", ("graph",)), ("with liger", ())]
 )
 def test_a_variant_leaves_out_what_it_names(
     monkeypatch: pytest.MonkeyPatch, variant: str, names: tuple[str, ...]

@@ -24,6 +24,7 @@ QUICK = (
     "benchmarks/gpu_ppo_vs_trl.py",
     "benchmarks/gpu_sft.py",
     "benchmarks/memory_accuracy.py --tiny",
+    "benchmarks/tokenising.py --tiny",
     "scripts/demo_results.py write --tiny",
     "scripts/import_graph.py --tiny",
     "scripts/lock.py --tiny",

@@ -14,6 +14,7 @@ from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.history import read_history
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.train import varlen
 from stackllama_engine.train.left_out import NAMES, VARIABLE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -112,3 +113,19 @@ def test_first_ratio_is_one_padded_or_not(
     keys = (f"dataset_name={rows}", "dataset_train_split=all", "dataset_test_split=all", *PRECISIONS["bf16"])
     run, _ = in_process.finish(home, base, Stage.PPO, *STAGES[Stage.PPO], *keys, *on_device)
     assert_first_ratio_is_one(run)
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_packed_rows_train_alike_with_and_without_masks(
+    home: Home, base: Path, on_device: tuple[str, ...], device: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = "by_varlen" if device == "cuda" else "by_document"
+    calls: list[int] = []
+    monkeypatch.setattr(varlen, kernel, in_process.at_call(1, lambda: calls.append(1), getattr(varlen, kernel)))
+    keys = (*toy.SFT, *SHORT, "lora_dropout=0", *PRECISIONS[precision], *on_device)
+    _, apart = in_process.finish(home, base, Stage.SFT, *keys)
+    assert calls
+    monkeypatch.setenv(VARIABLE, "varlen")
+    _, masked = in_process.finish(home, base, Stage.SFT, *keys)
+    assert apart["loss_first"] == pytest.approx(masked["loss_first"], rel=1e-3)
+    assert apart["loss_last"] == pytest.approx(masked["loss_last"], rel=1e-2)

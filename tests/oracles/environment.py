@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1] / "build" / "oracles"
-NAMES = ("torchrl", "trl")
+NAMES = ("torchrl", "trl", "liger")
 
 
 def wanted(name: str) -> str:

@@ -1,8 +1,5 @@
 """The mathematics against torchrl and TRL 1.12.0, each in an environment of its own (``make oracles`` builds them)."""
 
-import json
-import os
-import subprocess
 from typing import Any
 
 import pytest
@@ -12,7 +9,7 @@ from torch import Tensor
 from stackllama_engine.train.ppo import losses
 from stackllama_engine.train.ppo.update import whiten
 
-from .environment import HERE, python_of
+from .results import results_of
 
 pytestmark = pytest.mark.slow
 
@@ -31,24 +28,6 @@ def mask_of(full: bool) -> Tensor:
 
 def alone(values: Tensor) -> Tensor:
     return values
-
-
-def results_of(name: str, cases: dict[str, Any]) -> dict[str, Any]:
-    """Return an oracle's results; skip where its environment was not built."""
-    python = python_of(name)
-    if python is None:
-        pytest.skip(f"the environment of {name} was not built; `make oracles` builds it")
-    # isolated: neither this checkout nor PYTHONPATH may stand before the environment's own packages
-    done = subprocess.run(
-        [python, "-I", HERE / f"oracle_{name}.py"],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def double(values: Any) -> Tensor:

@@ -17,5 +17,5 @@ def test_the_named_paths_are_left_out(monkeypatch: pytest.MonkeyPatch, value: st
 
 def test_a_name_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "graph,grahp")
-    with pytest.raises(UsageError, match="`grahp` is none of casts, lora, graph, head, pack"):
+    with pytest.raises(UsageError, match="`grahp` is none of casts, lora, graph, head, pack, varlen"):
         left_out("graph")

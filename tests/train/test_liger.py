@@ -1,4 +1,4 @@
-"""Liger's kernels: refused where they cannot run, and limited to three of them; the kernels need a GPU."""
+"""Liger's kernels: refused where they cannot run, and limited to three of them; `tests/oracles` runs the kernels."""
 
 import sys
 from pathlib import Path

@@ -59,7 +59,7 @@ def test_logits_of_a_packed_document_are_those_alone(base: Path, kernel: str, fl
 def test_a_packed_batch_counts_its_tokens_and_predicts_no_first_one() -> None:
     batch = Collator(0, flat=False)(ROWS)
     assert batch["num_tokens"].tolist() == [10, 3] and "attention_mask" not in batch
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3], [0, 1, 2, *[0] * 7]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3], [0, 1, 2, *range(7)]]
     assert batch["labels"].tolist() == [[-100, *FIRST[1:], -100, *SECOND[1:]], [-100, *THIRD[1:], *[-100] * 7]]
     padded = Collator(0, flat=False)([{"input_ids": FIRST}, {"input_ids": THIRD}])
     assert padded["attention_mask"].sum(dim=1).tolist() == [6, 3] and "position_ids" not in padded

@@ -57,6 +57,10 @@ class Architecture(Struct, frozen=True, kw_only=True):
     activation: str = "silu"
     logit_steps: int = 0
     """Operations on the logits behind the head's product: 1 scales them, 2 cap them."""
+    window: int = 0
+    """Tokens of a sliding window of attention that some layers have; 0: none has one."""
+    attention_dropout: bool = False
+    """Whether attention drops weights in training."""
     default_targets: tuple[str, ...] | None = None
     """LoRA targets if the recipe names none; None: PEFT has no default for this model."""
 

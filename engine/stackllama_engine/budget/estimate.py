@@ -6,7 +6,7 @@ The numbers follow what ``train/`` does with a recipe: how models are loaded, ba
 import msgspec
 from msgspec import Struct
 
-from ..contract.attention import is_flash
+from ..contract.attention import WIDEST_HEAD, is_flash
 from ..contract.errors import UsageError
 from ..contract.recipe import (
     MergeRecipe,
@@ -158,13 +158,20 @@ def keeps_mask(arch: Architecture, precision: Precision) -> bool:
     return precision.attention == 4 and arch.kv_heads != arch.heads
 
 
+def takes_bounds(recipe: SFTRecipe, arch: Architecture, precision: Precision) -> bool:
+    """Return whether attention keeps the documents of a row apart without a mask, as ``train/varlen.py`` on a GPU."""
+    head = arch.head_dim <= WIDEST_HEAD and arch.head_dim % 8 == 0
+    plain = not arch.attention_dropout and not 0 < arch.window <= recipe.max_length
+    return recipe.attn_implementation in (None, "sdpa") and precision.attention == 2 and head and plain
+
+
 def workload(recipe: SupervisedRecipe, arch: Architecture, *, gpus: int, on_gpu: bool) -> training.Workload:
     """Describe one training step of SFT, a reward model or the preference stage, whose ``sequences`` are pairs."""
     precision = precision_of(recipe, arch)
     pairs = isinstance(recipe, RewardRecipe)
     masked = keeps_mask(arch, precision)
-    if isinstance(recipe, SFTRecipe) and recipe.packing:  # a mask keeps the documents of a row apart
-        masked = recipe.packing_strategy != "wrapped"
+    if isinstance(recipe, SFTRecipe) and recipe.packing:
+        masked = recipe.packing_strategy != "wrapped" and not takes_bounds(recipe, arch, precision)
     sequences = recipe.micro_batch_size * (2 if pairs else 1)
     accumulates = recipe.gradient_accumulation_steps > 1
     if isinstance(recipe, RewardRecipe) and recipe.max_tokens_per_micro_batch is not None:

@@ -174,6 +174,17 @@ def logit_steps(model_type: str, config: Mapping[str, Any]) -> int:
     return int(any(config.get(key) not in (None, 1) for key in ("logits_scaling", "logit_scale")))
 
 
+def window(model_type: str, config: Mapping[str, Any]) -> int:
+    """Return the tokens of a sliding window of attention; 0 without one. Qwen's is off unless it says otherwise."""
+    on = config.get("use_sliding_window", not model_type.startswith("qwen"))
+    return _whole(config, "sliding_window") if on else 0
+
+
+def attention_dropout(config: Mapping[str, Any]) -> bool:
+    """Return whether attention drops weights in training."""
+    return any(config.get(key) for key in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"))
+
+
 def packed_bytes(config: Mapping[str, Any]) -> float | None:
     """Return the minimum bytes per element of a checkpoint that is already quantised; None if it is not."""
     quantisation = _object(config.get("quantization_config"))

@@ -144,6 +144,8 @@ def architecture_of(config: Mapping[str, Any], name: str, where: str, modules: f
         gated=family in ("llama", "gemma", "phi3"),
         activation=_activation(config, family),
         logit_steps=known.logit_steps(model_type, config),
+        window=known.window(model_type, config),
+        attention_dropout=known.attention_dropout(config),
         default_targets=_TARGETS.get("gemma3_text" if model_type == "gemma3" else model_type),
     )
 

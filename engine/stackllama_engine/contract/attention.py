@@ -24,6 +24,8 @@ FLASH_PACKAGES = {
     "flash_attention_4": "flash-attn-4",
 }
 """Distributions that they need; without, transformers would load an unpinned kernel from the hub instead."""
+WIDEST_HEAD = 256
+"""Elements of a head, at most, in FlashAttention's kernels."""
 ALLOWED_KERNELS = "STACKLLAMA_ALLOWED_KERNELS"
 """Environment variable: names of kernels that may be executed, separated by commas."""
 _KERNEL = re.compile(r"(?P<name>kernels-community/[\w.-]+)(@(?P<revision>[^@:]*))?(:\w+)?", re.ASCII)

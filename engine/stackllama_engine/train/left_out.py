@@ -8,9 +8,9 @@ import os
 from ..contract.errors import UsageError
 
 VARIABLE = "STACKLLAMA_LEAVE_OUT"
-NAMES = ("casts", "lora", "graph", "head", "pack")
+NAMES = ("casts", "lora", "graph", "head", "pack", "varlen")
 """PEFT's input casts stay; LoRA by PEFT's own operations; decoding without a CUDA graph; the output head in the CPU's
-chunks; rows padded instead of packed."""
+chunks; padded rows with masks; packed rows with masks."""
 
 
 def left_out(name: str) -> bool:

@@ -36,7 +36,8 @@ def build(recipe: TrainRecipe, parameters: Sequence[nn.Parameter] | list[dict[st
 def state_of(optimizer: "Optimizer") -> tuple[dict[str, Tensor], Numbers]:
     """Return an optimizer's whole state under ``index.name``: tensors, and plain numbers.
 
-    bitsandbytes' maps from a byte to a number are left out: they are the same in every run, and shared by all tensors.
+    The tensors are the optimizer's own: what has to outlive its next step is to be copied. bitsandbytes' maps from a
+    byte to a number are left out: they are the same in every run, and shared by all tensors.
     """
     tensors: dict[str, Tensor] = {}
     numbers: Numbers = {}
@@ -45,7 +46,7 @@ def state_of(optimizer: "Optimizer") -> tuple[dict[str, Tensor], Numbers]:
             if not isinstance(value, Tensor):
                 numbers[f"{index}.{name}"] = value
             elif not name.startswith("qmap"):
-                tensors[f"{index}.{name}"] = value.detach().clone()
+                tensors[f"{index}.{name}"] = value.detach()
     return tensors, numbers
 
 

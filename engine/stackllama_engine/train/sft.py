@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from ..contract.attention import is_flash
 from ..contract.recipe import SFTRecipe
 from ..data.splits import question_hash
-from . import checkpoint, hf_trainer, limits, models, right_padding
+from . import checkpoint, hf_trainer, limits, models, right_padding, varlen
 from .encoding import evaluation_rows, report_columns, report_skipped, training_rows
 from .eval_metrics import TokenWeighted
 from .eval_sampler import EvalSampler
@@ -25,7 +25,7 @@ from .overlap import COLUMN, Overlap
 from .prompt_formats import make_encoder
 from .run_callback import RunCallback
 from .session import Session
-from .sft_packing import Collator, check_apart, keeps_apart
+from .sft_packing import Collator, check_apart, keeps_apart, leave_masks_out
 from .stage_rows import supervised, trains_on_responses_alone
 from .tokenizing import BatchTokenizing
 
@@ -109,12 +109,14 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         callbacks=[callback],
     )
     hf_trainer.try_save(trainer, tokenizer, recipe, session)
-    bf16, autocast = recipe.bf16 or recipe.fp16, trainer.compute_loss_context_manager()
-    masks = not right_padding.needs_none(trainer.model, session.device, autocast, bf16=bf16)
+    bf16, autocast = recipe.bf16 or recipe.fp16, trainer.compute_loss_context_manager
+    masks = not right_padding.needs_none(trainer.model, session.device, autocast(), bf16=bf16)
     collator = Collator(models.pad_id(tokenizer), flat=is_flash(recipe.attn_implementation), masks=masks)
     trainer.data_collator = collator  # TRL refuses another one in its constructor when it packs
     if keeps_apart(recipe):
-        check_apart(recipe, trainer.model, collator, trainer.compute_loss_context_manager())
+        if varlen.leaves_masks_out(trainer.model, session.device, recipe.max_length, bf16=bf16):
+            leave_masks_out(trainer.model, collator, autocast())
+        check_apart(recipe, trainer.model, collator, autocast())
     with hf_trainer.saving_first(trainer, callback):
         hf_trainer.fit(trainer, callback, recipe, session)
         reporter.phase("evaluate")

@@ -1,9 +1,10 @@
 """Packed batches in which no answer sees another: one collator, and a check that the model supports it.
 
 Positions restart with every document and no mask is passed; from both transformers derives a mask in which a token
-sees its own document alone (``masking_utils.find_packed_sequence_indices``). Rows stay ``[B, L]``. TRL's own collator
-lays the whole batch end to end instead, which flash attention's kernels for ragged batches need, but every other kernel
-would pay for with a mask of ``[B·L, B·L]``; it is used with ``flash_attention_2``, ``_3`` and ``_4`` alone.
+sees its own document alone (``masking_utils.find_packed_sequence_indices``), unless attention takes the bounds of
+documents instead (:mod:`.varlen`). Rows stay ``[B, L]``. TRL's own collator lays the whole batch end to end instead,
+which flash attention's kernels for ragged batches need, but every other kernel would pay for with a mask of
+``[B·L, B·L]``; it is used with ``flash_attention_2``, ``_3`` and ``_4`` alone.
 
 Not every model listens: some make their masks without positions (gpt-oss) and receive prebuilt masks, some take no
 positions, some mix tokens outside of attention. So it is measured (:func:`leak`).
@@ -18,6 +19,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..contract.errors import StageError
 from ..contract.recipe import SFTRecipe
+from . import varlen
 from .faults import memory_that_ran_out
 from .loading import one_line
 
@@ -55,11 +57,12 @@ class Collator:
             return batch
         batch = self._packed(rows)
         if not self._flat:
-            batch["num_tokens"] = batch.pop("attention_mask").sum(
-                dim=1
-            )  # [B]; with a mask, positions are not looked at
-            # The first token of a document is predicted from the one before, which is another's. Padding has position
-            # 0 throughout: each of its tokens is a document of its own.
+            tokens = batch.pop("attention_mask").sum(dim=1)  # [B]; with a mask, positions are not looked at
+            batch["num_tokens"] = tokens
+            # TRL gives padding position 0 throughout, a document per token; it is one more document
+            padding = torch.arange(batch["input_ids"].shape[1]) - tokens.unsqueeze(1)  # [B, L], from 0 where it begins
+            batch["position_ids"] = torch.where(padding < 0, batch["position_ids"], padding)
+            # The first token of a document is predicted from the one before, which is another's.
             batch["labels"][batch["position_ids"] == 0] = -100
         return batch
 
@@ -99,6 +102,20 @@ def check_apart(recipe: SFTRecipe, model: Any, collator: Collator, autocast: Any
         f"`packing_strategy={recipe.packing_strategy}`: {recipe.model_name_or_path} does not keep packed answers "
         f"apart: {why}. Use `packing=false`, or `packing_strategy=wrapped` to train across them."
     )
+
+
+def leave_masks_out(model: Any, collator: Collator, autocast: Any) -> bool:
+    """Let attention take the bounds of documents instead of masks; return False where it still mixes them."""
+    handle = varlen.keep_apart(model)
+    try:
+        with autocast:
+            if leak(model, collator) <= MOST_LEAK:
+                return True
+    except Exception as error:  # attention that bounds alone do not describe
+        if memory_that_ran_out(error) is not None:
+            raise
+    handle.remove()
+    return False
 
 
 def give_masks(model: Any) -> None:

@@ -21,6 +21,7 @@ from bitsandbytes.optim.optimizer import Optimizer8bit
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...contract.attention import WIDEST_HEAD
 from ...train import fast_lora
 from ...train.ppo import head
 from ..activations import FUSED_4BIT_ROWS
@@ -32,8 +33,6 @@ bnb: Any = torch.ops.bitsandbytes
 
 _OUTSIDE = ("_engine_run_backward",)
 _WRAPPERS = ("_python_dispatch.py", "_compile.py", "eval_frame.py", "_ops.py")
-LARGEST_HEAD = 256
-"""Maximum head width of the flash kernels."""
 
 
 def kernels() -> dict[Any, Any]:
@@ -119,7 +118,7 @@ def attention(
     """
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (one.to(torch.get_autocast_dtype("cpu")) for one in (query, key, value))
-    narrow = query.shape[-1] <= LARGEST_HEAD
+    narrow = query.shape[-1] <= WIDEST_HEAD
     if query.element_size() == 2 and attn_mask is None and narrow:
         return _Flash.apply(query, key, value)
     grouped = enable_gqa and query.shape[1] != key.shape[1]

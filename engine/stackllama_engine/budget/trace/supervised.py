@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...contract.recipe import RewardRecipe, SFTRecipe, SupervisedRecipe, TrainRecipe
-from ...train import models, optimizers, right_padding
+from ...train import models, optimizers, right_padding, varlen
 from . import build, cuda, marks
 from .storages import Storages
 
@@ -32,9 +32,7 @@ def trace(recipe: SupervisedRecipe, config: dict[str, Any], layers: int, storage
     with storages.following():
         build.fake(model)
         model.train()
-        masked = is_packed(recipe) or right_padding.keeps_mask(
-            base, torch.device("cuda"), bf16=recipe.bf16 or recipe.fp16
-        )
+        masked = needs_mask(base, recipe)
         _steps(model, recipe, storages, masked)
 
 
@@ -80,9 +78,12 @@ def batch(recipe: SupervisedRecipe, *, masked: bool) -> dict[str, Tensor]:
     return inputs if pairs else inputs | {"labels": torch.zeros_like(ids)}
 
 
-def is_packed(recipe: SupervisedRecipe) -> bool:
-    """Return whether rows hold several documents, which a mask keeps apart."""
-    return isinstance(recipe, SFTRecipe) and recipe.packing and recipe.packing_strategy != "wrapped"
+def needs_mask(base: Any, recipe: SupervisedRecipe) -> bool:
+    """Return whether rows have a mask on a GPU: packed ones to keep their documents apart, others for their padding."""
+    narrow = recipe.bf16 or recipe.fp16
+    if isinstance(recipe, SFTRecipe) and recipe.packing and recipe.packing_strategy != "wrapped":
+        return not varlen.takes_bounds(base, recipe.max_length, bf16=narrow)
+    return right_padding.keeps_mask(base, torch.device("cuda"), bf16=narrow)
 
 
 def autocast(recipe: TrainRecipe) -> Any:

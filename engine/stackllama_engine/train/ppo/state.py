@@ -154,8 +154,8 @@ class Trainables:
         """Copy everything as it is now to the CPU; an adapter's worth of memory, three times with AdamW's state."""
         moments, counts = optimizers.state_of(self.optimizer)
         return Snapshot(
-            parameters=[parameter.detach().cpu().clone() for parameter in self.parameters()],
-            optimizer=({name: value.cpu() for name, value in moments.items()}, counts),
+            parameters=[parameter.detach().to("cpu", copy=True) for parameter in self.parameters()],
+            optimizer=({name: value.to("cpu", copy=True) for name, value in moments.items()}, counts),
             scheduler=dict(self.scheduler.state_dict()),
             kl_coef=self.controller.coef,
             scores=self.scaling.moments,
