@@ -1,6 +1,6 @@
 """A home of invented runs for the pictures of the screens: nothing is trained, every curve and text is made up here.
 
-`Clock` stands still between the lines that move it, so that every picture of a home is the same.
+`Clock` moves only where a line moves it, so that every picture of a home is the same.
 """
 
 import json
@@ -325,7 +325,7 @@ def _ppo_curves(steps: int, kl_coef: float) -> dict[str, list[float]]:
 def _log_of(stage: str) -> list[str]:
     lines = {
         "sft": ["INFO reading weights", "INFO tokenizing 12,000 rows", "WARNING 31 rows are longer than 512 tokens"],
-        "reward": ["INFO reading weights", "INFO tokenizing 6,600 pairs", "INFO 600 pairs are held out"],
+        "reward": ["INFO reading weights", "INFO tokenizing 6,600 pairs", "INFO 600 held-out pairs"],
         "ppo": ["INFO prompt format: question_answer", "INFO 3,389 prompts repeat an earlier one and are dropped"],
         "merge": ["INFO reading weights", "INFO merged in 3.8 s", "INFO verified on 8 prompts"],
     }[stage]
