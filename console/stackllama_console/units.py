@@ -16,10 +16,13 @@ _RATE_DIGITS = 3
 _NOTHING = 1e-6
 """Below this share of what it stands beside, a value is rounding noise."""
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_UNITS = r"%|°C|[kKMGT]?i?B|[smhd]|W|MHz|steps?/s|s/step|tokens/s"
 _PARTS = re.compile(
-    r"(?<=[\dkMG]) (?=(?:%|°C|[kKMGT]?i?B|[smhd]|W|MHz|steps?/s|s/step|tokens/s)(?!\w))|(?<=\d [mhd]) (?=\d\d [smh]\b)"
+    rf"(?<=[\dkMG]) (?=(?:{_UNITS})(?!\w))"  # 1.2 GiB, 15.3k tokens/s
+    r"|(?<=\d [mhd]) (?=\d\d [smh]\b)"  # 3 m 05 s
+    r"|(?<=\d [smhd]) (?=– \d)|(?<=–) (?=\d)"  # 40 s – 1 m 05 s
 )
-"""Spaces between a number and its unit, and between the two parts of a duration."""
+"""Spaces between a number and its unit, between the two parts of a duration, and around the dash of a range."""
 NO_BREAK = "\ufdd0"
 """Stands for a space at which no line is broken; of one column, and no character of any text."""
 _WORDS: dict[str, str] = {"number": "", "bytes": "", "seconds": " s"}

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ ELSEWHERE = {
     "benchmarks/ppo_trl_0_11.py": "test_trl_0_11",
     "benchmarks/ppo_trl_1_12.py": "test_trl_1_12",
     "benchmarks/sft_side.py": "test_long_program_runs_and_prints",  # gpu_sft runs it, once per side
-    "scripts/gpu_pictures.py": "test_gpu_pictures",
+    "scripts/screen_pictures.py": "test_screen_pictures",
     "scripts/screenshots.py": "test_screenshots",
 }
 """Programs that need more than their own arguments, and the test here that runs them."""
@@ -133,9 +134,16 @@ def test_screenshots(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(_PATIENCE + 100)
-def test_gpu_pictures(tmp_path: Path) -> None:
-    run(f"scripts/gpu_pictures.py --out {tmp_path}")
-    assert len(list(tmp_path.glob("gpus-*.svg"))) == 8
+def test_screen_pictures(tmp_path: Path) -> None:
+    run(f"scripts/screen_pictures.py --out {tmp_path}")
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.svg")}
+    shown = {target for page in ("screens.md", "howto/gpus.md") for target in _pictures(ROOT / "docs" / page)}
+    assert shown == made
+
+
+def _pictures(page: Path) -> list[str]:
+    """Return the pictures that a page shows, below docs/images."""
+    return re.findall(r"\]\((?:\.\./)?images/([\w/-]+\.svg)\)", page.read_text())
 
 
 def test_every_program_is_run_here() -> None:

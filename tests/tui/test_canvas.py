@@ -223,3 +223,10 @@ def test_a_step_axis_holds_its_steps(first: int, length: int, columns: int) -> N
 def test_axis_places_between_its_ends() -> None:
     axis = Axis(0, 10)
     assert [axis.place(value) for value in (-5, 0, 5, 10, 99)] == [0, 0, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("axis", "rows", "values"), [(Axis(-4, 4), 7, [-4, 0, 4]), (Axis(-4, 4), 12, [-4, -2, 0, 2, 4])]
+)
+def test_ticks_are_two_rows_apart_so_that_rounding_hardly_shows(axis: Axis, rows: int, values: list[float]) -> None:
+    assert [value for value, _ in value_ticks(axis, rows)] == values

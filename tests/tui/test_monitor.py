@@ -861,3 +861,18 @@ def test_no_size_is_too_small_or_too_large(stocked: Home, run_id: str) -> None:
         assert len(_titles(shown)) == 1
 
     watch(stocked, run_id, script)
+
+
+def test_the_last_chart_takes_what_its_row_has_left(stocked: Home) -> None:
+    three = make_run(stocked, Stage.SFT, "three")
+    write_metrics(three, {name: curve(1.0, 2.0) for name in ("loss", "learning_rate", "grad_norm")})
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("gradient norm", "learning rate")
+        await shown.until(lambda: len([chart for chart in shown.front.query(Chart) if chart.region]) == 3)
+        first, second, third = (chart.region.width for chart in shown.front.query(Chart) if chart.region)
+        assert third > first + second
+        await shown.press("1")
+        await shown.until(lambda: len([chart for chart in shown.front.query(Chart) if chart.region]) == 1)
+
+    run_app(stocked, script, size=(160, 45), target="three")

@@ -5,6 +5,7 @@ import asyncio
 from rich.text import Text
 from textual.app import App, ComposeResult
 
+from stackllama_console.tui.widgets.cells import wrap
 from stackllama_console.tui.widgets.scroll_lines import ScrollLines
 
 _MACHINE = Text("GPU 0  CPU 41 %  RAM 96.2 GiB of 1.0 TiB  15.3k tokens/s  took 2 h 07 m")
@@ -35,6 +36,11 @@ def test_a_line_breaks_between_quantities_never_within_one() -> None:
         assert max(map(len, rows)) <= width and len(rows) > 1
         assert all(any(quantity in row for row in rows) for quantity in _QUANTITIES), rows
         assert " ".join(" ".join(rows).split()) == " ".join(_MACHINE.plain.split())
+
+
+def test_a_panels_text_keeps_quantities_together() -> None:
+    text = "reserved 47.2–54.3 GiB, on the device 47.6–55.4 GiB"
+    assert wrap(text, 48, 3) == ["reserved 47.2–54.3 GiB, on the device", "47.6–55.4 GiB"]
 
 
 def test_a_quantity_wider_than_the_screen_is_folded() -> None:

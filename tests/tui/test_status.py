@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from stackllama_console.readers.eta import Eta
 from stackllama_console.tui.widgets.outcome import advice
-from stackllama_console.tui.widgets.status import silence_text
+from stackllama_console.tui.widgets.status import eta_text, silence_text
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
 
@@ -57,3 +58,9 @@ def test_advice_of_a_kill_by_another_program_is_not_about_memory(has_checkpoint:
 def test_a_run_that_writes_nothing_says_for_how_long_in_words(seconds: float, words: str) -> None:
     reader: Any = SimpleNamespace(phase="running", history=SimpleNamespace(updated=1000.0))
     assert silence_text(reader, 1000.0 + seconds) == words
+
+
+def test_a_range_that_says_no_more_than_the_estimate_is_left_out() -> None:
+    assert eta_text(Eta(low=3590.0, likely=3600.0, high=3650.0, pace=20.0), 180) == "1 h 00 m left  20 s/step"
+    text = eta_text(Eta(low=3000.0, likely=3600.0, high=4200.0, pace=20.0), 180)
+    assert text == "1 h 00 m left (50 m 00 s – 1 h 10 m)  20 s/step"

@@ -15,7 +15,7 @@ from .run_trend import sparkline
 Value = float | str | None
 _ALIASES = {"lr": "learning_rate"}
 _NOTE = 40  # columns of a note
-_MINUTE = 60  # seconds in which the duration of a run that goes on changes
+_MINUTE = 60  # seconds: the duration of a running run changes this often
 
 
 class Column(Struct, frozen=True, kw_only=True):

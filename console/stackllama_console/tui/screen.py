@@ -121,7 +121,7 @@ class ConsoleScreen(Screen[Any]):
         text.append(self.HEADING, style="bold")
         for part in parts:
             if part:
-                text.append("  ")
+                text.append("  " if text else "")
                 text.append(part if isinstance(part, Text) else one_line(part))
         self.query_one(Heading).show(text)
 

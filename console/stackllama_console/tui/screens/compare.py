@@ -58,6 +58,7 @@ class CompareScreen(ChartScreen):
         #tables { width: 1fr; height: 1fr; }
         #error { height: auto; max-height: 3; padding: 0 1; color: $error; }
         #error { text-wrap: nowrap; text-overflow: ellipsis; }
+        #compare { padding-left: 1; }
         &.-wide #compare { layout: horizontal; }
         &.-wide #grid { width: 3fr; }
         &.-wide #tables { width: 2fr; margin-left: 1; }
@@ -244,7 +245,7 @@ class CompareScreen(ChartScreen):
         parts = [f"{count} run{'s' * (count != 1)} · {', '.join(stages)}" if stages else f"{count} runs"]
         parts += filter(None, [self._left_out()])
         page, pages = self.query_one(ChartGrid).pages
-        if pages > 1:
+        if pages > 1 and (self.view == "charts" or self.has_class("-wide")):
             parts.append(f"metrics {page}/{pages}")
         if self.board_note:
             parts.append(self.board_note)

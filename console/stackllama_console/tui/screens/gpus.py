@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from msgspec import Struct
+from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -65,7 +66,7 @@ class GpusScreen(ConsoleScreen):
         """Render the GPUs, the processes, and the machine in one line."""
         self._update = update
         reading, processes = update.reading, update.processes
-        self.set_heading(f"of {socket.gethostname()}", describe(reading))
+        self.set_heading(f"of {socket.gethostname()}", Text(describe(reading)))
         ours = frozenset(one.pid for one in processes if one.run) if self._run is None else reading.run_pids
         whose = "runs" if self._run is None else "this run"
         view = GpuView(gpus=tuple(reading.gpus), pids=ours, whose=whose, xids=reading.xids)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 _GPU_LINES = ((42, 12), (36, 6), (24, 4))
 """Rows of the terminal → lines that the GPUs may take."""
+_STATE_EDGES = 2  # cells beside the state: padding and scroll bar
 _OF_OWN_RUNS = ("run(", "child(", "fix")
 """Actions that another trainer's run refuses."""
 _OF_STAGE = frozenset({"samples", "chat", "clone", "fork"})
@@ -110,6 +111,7 @@ class MonitorScreen(MonitorPanels):
         #sample { height: 1fr; margin-top: 1; }
         #log { height: 6; }
         &.-wide #side { display: block; }
+        &.-result #side { display: none; }
         &.-tall #log { height: 10; }
         &.-low #log { display: none; }
         &.-low #state { max-height: 4; }
@@ -237,9 +239,11 @@ class MonitorScreen(MonitorPanels):
             lines.append(metrics)
         gpus = self._gpu_lines(update.gpus)
         summary = summary_of(update.gpus.gpus) if update.gpus and not gpus else ""
-        machine = "  ".join(filter(None, (summary, update.machine, memory_text(reader, watched.predicted))))
-        if machine:
-            lines.append(Text(machine))
+        machine = "  ".join(filter(None, (summary, update.machine)))
+        parts = [*filter(None, (machine, memory_text(reader, watched.predicted)))]
+        if len("  ".join(parts)) <= self.size.width - _STATE_EDGES:
+            parts = ["  ".join(parts)] if parts else []
+        lines += map(Text, parts)
         there = getattr(watched.source, "elsewhere", "")
         silence, pending = silence_text(reader, moment), pending_text(watched.pending)
         notes = [*filter(None, (error, f"it is {there}" if there else "", pending, silence))]
@@ -357,7 +361,12 @@ class MonitorScreen(MonitorPanels):
                 chart.update()
         alone = self._only in range(CHARTS)
         three = not alone and len(shown) > 2 and self._grid[0] == 3
-        self.query_one("#charts", Grid).update_classes({"-one": alone or len(shown) <= 1, "-three": three})
+        one = alone or len(shown) <= 1
+        self.query_one("#charts", Grid).update_classes({"-one": one, "-three": three})
+        columns = 1 if one else 3 if three else 2
+        for index, chart in enumerate(self.query(Chart)):  # the last one takes what its row has left
+            left = -len(shown) % columns if index == len(shown) - 1 and not alone else 0
+            chart.styles.column_span = 1 + left
 
     def _classes_of_charts(self) -> dict[str, bool]:
         reader = self.watched.reader

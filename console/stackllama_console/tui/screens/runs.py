@@ -85,7 +85,9 @@ class RunsScreen(ConsoleScreen):
     ]
     DEFAULT_CSS = """
     RunsScreen {
-        #filter { dock: bottom; margin-bottom: 1; height: 1; border: none; display: none; background: $panel; }
+        #filter {
+            dock: bottom; margin-bottom: 1; height: 1; padding: 0 1; border: none; display: none; background: $panel;
+        }
         #table { height: 1fr; overflow-x: hidden; scrollbar-size-horizontal: 0; }
         #empty { padding: 1 2; display: none; }
         #about { height: auto; max-height: 4; padding: 0 1; }

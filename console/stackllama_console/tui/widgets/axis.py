@@ -15,6 +15,7 @@ Tick = tuple[float, str]
 LABEL = 8
 _MOST = 1e300
 _LEAST = 1e-290
+_TIGHT = 2  # rows from one tick to the next: closer, rounding to rows sets them unevenly
 _USED = 0.4  # below this share the range is too wide; fresh ranges use at least half, so that none flips back
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEPPED = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -95,6 +96,9 @@ def _value_steps(axis: Axis, rows: int, scale: float) -> tuple[list[float], floa
     step = nice(length / scale / max(1, rows // 3)) * scale
     while True:
         values = list(_multiples(axis.low, axis.high, step))
+        if step * (rows - 1) < _TIGHT * length:
+            wider = list(_multiples(axis.low, axis.high, 2 * step))
+            values, step = (wider, 2 * step) if len(wider) > 1 else (values, step)
         if len(values) > 1 or (values and rows < 2):
             return values, step
         step = nice(step / scale / 2.5) * scale

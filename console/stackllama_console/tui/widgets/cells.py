@@ -5,6 +5,8 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
+from ...units import NO_BREAK, unbroken
+
 ELLIPSIS = "…"
 _LEAST_MIDDLE = 6
 Piece = tuple[str, Style]
@@ -40,10 +42,13 @@ def fit(text: str, width: int, *, ellipsis: str = ELLIPSIS) -> str:
 
 
 def wrap(text: str, width: int, most: int) -> list[str]:
-    """Return at most ``most`` lines of ``width`` cells, broken at blanks; the last one is cut where more follows."""
+    """Return at most ``most`` lines of ``width`` cells, broken at blanks, never between a number and its unit.
+
+    The last one is cut where more follows.
+    """
     lines: list[str] = []
     line = ""
-    words = text.split()
+    words = [word.replace(NO_BREAK, " ") for word in unbroken(text).split()]
     for position, word in enumerate(words):
         longer = f"{line} {word}" if line else word
         if not line or cell_len(longer) <= width:

@@ -17,6 +17,7 @@ from ..state_style import rich_colour, state_text
 _BAR = 16
 _VALUE = 7
 _SILENT_SECONDS = 120.0
+_NARROW = 0.1  # of the time left: such a range is not said
 
 
 def head_line(reader: Reader, variables: Mapping[str, str], now: float, waiting: str = "") -> Text:
@@ -56,14 +57,19 @@ def head_line(reader: Reader, variables: Mapping[str, str], now: float, waiting:
 
 
 def eta_text(eta: Eta, left: int) -> str:
-    """Return ``9 m left (8–12 m)  1.2 s/step``, the pace being that of the estimate: time left over steps left."""
+    """Return ``9 m left (8–12 m)  1.2 s/step``, the pace being that of the estimate: time left over steps left.
+
+    The range is left out where it says no more than the estimate.
+    """
     seconds = eta.likely / left
     pace = (
         f"{number(seconds, digits=2)} s/step"
         if seconds >= 1 or seconds <= 0
         else f"{number(1 / seconds, digits=3)} steps/s"
     )
-    return f"{duration(eta.likely)} left ({duration(eta.low)} – {duration(eta.high)})  {pace}"
+    is_narrow = eta.high - eta.low < _NARROW * eta.likely
+    between = "" if is_narrow else f" ({duration(eta.low)} – {duration(eta.high)})"
+    return f"{duration(eta.likely)} left{between}  {pace}"
 
 
 def headline_line(reader: Reader, stage: Stage | None) -> Text:
