@@ -96,7 +96,9 @@ def _summary(home: Home, card: Card) -> str:
     name = _cell(_place(home, card.base.name)) if card.base else None
     base = f" of `{name}`" if name else f", made from `{card.origin}`" if card.origin else ""
     by = f", trained by {TITLES[result.stage]}" if result.stage in TITLES else ""
-    critic = " The policy alone: the critic is not part of it." if result.stage is Stage.PPO else ""
+    advantage = _whole_recipe(result).get("advantage", "gae") if result.stage is Stage.PPO else ""
+    by += f" (`advantage: {advantage}`)" if advantage not in ("", "gae") else ""
+    critic = " The policy alone: the critic is not part of it." if advantage == "gae" else ""
     return f"A {what}{base}{by} with stackllama-console.{critic}"
 
 

@@ -38,9 +38,12 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data import demo_data
 from stackllama_engine.train.encoding import Encoder
+from stackllama_engine.train.ppo.sampling import draw_noise, sample
+from stackllama_engine.train.ppo.shared_base import SharedBase
 from stackllama_engine.train.prompt_formats import recorded_encoder
 
 from .in_process import REWARDS, attempt, finish
+from .toy import ppo_recipe
 
 pytestmark = pytest.mark.long
 
@@ -363,3 +366,17 @@ def test_ppo_takes_scaled_logits_and_recurrent_layers(name: str, tmp_path: Path)
     assert ppo.metrics("val/ratio_first")[1] == pytest.approx(1.0, abs=1e-4)
     assert ppo.metrics("sampling/logprob_difference")[1] == pytest.approx(0, abs=1e-3)
     assert "sampling from" not in ppo.health and "merged into" not in ppo.health
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral", "gpt_oss", "qwen3_next", "lfm2", "falcon_h1"])
+def test_a_prompt_read_once_per_group_samples_the_same(name: str, tmp_path: Path) -> None:
+    """Copies of sliding windows, convolutions and recurrent states continue as what they were copied from."""
+    model = make_model((FAMILIES | WITHOUT_CLASSIFIER)[name], tmp_path / "base")
+    shared = SharedBase(ppo_recipe(model), torch.device("cpu"))
+    prompts = [prompt for prompt in ([5, 6, 7, 9], [5, 8], [5, 9, 11, 12, 13, 14]) for _ in range(3)]
+    noise = [draw_noise(0, 0, index, (12, 20)) for index in range(len(prompts))]
+    expected = sample(shared, prompts, noise, stops=(2,), pad=0)
+    found = sample(shared, prompts, noise, stops=(2,), pad=0, group_size=3)
+    assert found == expected
+    for mine, theirs in zip(found.logprobs, expected.logprobs, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
