@@ -1,6 +1,6 @@
 """Health rules applied to each PPO step: findings become events, and those of `pause_on` stop the run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,10 @@ class HealthChecks:
         self._watch = HealthWatch(recipe, known_of(recipe))
 
     def resume(self, step: int) -> None:
-        """Take over the metrics and findings of earlier attempts, up to the step that a run is resumed from."""
+        """Take over the metrics and findings of earlier attempts, up to the step that the run continues from.
+
+        What was found in steps that are made again is cleared.
+        """
         if not self._session.is_main:
             return
         findings: list[Finding] = []
@@ -40,9 +43,12 @@ class HealthChecks:
         for event in chain.from_iterable(events):
             if event.kind == "metrics" and event.step is not None and event.step <= step:
                 self._watch.remember(event.step, event.metrics)
-            elif (finding := finding_of(event.data)) and finding.step <= step:
+            elif finding := finding_of(event.data):
                 findings.append(finding)
-        self._watch.restore(findings)
+        kept = [finding for finding in findings if finding.step <= step]
+        self._watch.restore(kept)
+        for rule in sorted(_active(findings) - _active(kept)):
+            self._session.reporter.finding(Finding(rule=rule, step=step, seen="its steps are made again", cleared=True))
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report what the rules find after a step; where `pause_on` names one, every rank is to save and stop."""
@@ -56,6 +62,11 @@ class HealthChecks:
                     f"`pause_on` stopped the run after step {step}: {finding.message} Resume to continue all the same; "
                     f"{finding.rule} stops it again only after it has cleared."
                 )
+
+
+def _active(findings: Sequence[Finding]) -> set[str]:
+    """Return the rules whose last finding is not cleared."""
+    return {rule for rule, cleared in {finding.rule: finding.cleared for finding in findings}.items() if not cleared}
 
 
 def known_of(recipe: PPORecipe) -> Known:

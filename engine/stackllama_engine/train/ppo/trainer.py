@@ -221,6 +221,7 @@ class PPO:
         try:
             if fault_tolerance.canary_is_wanted():
                 self._run_canary()
+            self.health.resume(0)
             self.reporter.forget_samples_after(-1)  # an attempt that saved nothing is made again from its beginning
             return 0, self.evaluate(0, "before")
         except Abandoned:
