@@ -176,13 +176,13 @@ def result_lines(run: RunDir, stage: Stage) -> list[str]:
 
 
 def _frontier_lines(result: Facts) -> list[str]:
-    """Return reward, KL and judgement of every evaluation of a PPO run; nothing where there was one alone."""
+    """Return reward, KL and selection score of every evaluation of a PPO run; nothing where there was one alone."""
     points = mappings(result.get("frontier"))
     if not points:
         return []
-    lines = [f"{'evaluation at step':20}{'reward':>10}{'KL':>10}{'judge':>10}"]
+    lines = [f"{'evaluation at step':20}{'reward':>10}{'KL':>10}{'selection':>10}"]
     for point in points:
-        cells = "".join(f"{_value_text(point.get(key)):>10}" for key in ("reward", "kl", "judge"))
+        cells = "".join(f"{_value_text(point.get(key)):>10}" for key in ("reward", "kl", "selection"))
         lines.append(f"{plain_value(point.get('step')):20}{cells}")
     return lines
 

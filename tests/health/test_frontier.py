@@ -5,15 +5,15 @@ import pytest
 from stackllama_engine.health.frontier import Point, choose
 
 
-def points(*judgements: float, error: float = 0.1) -> list[Point]:
+def points(*values: float, error: float = 0.1) -> list[Point]:
     return [
-        Point(step=10 * index, reward=float(index), kl=2.0 * index, judge=judge, judge_se=error)
-        for index, judge in enumerate(judgements, 1)
+        Point(step=10 * index, reward=float(index), kl=2.0 * index, selection=value, selection_se=error)
+        for index, value in enumerate(values, 1)
     ]
 
 
 @pytest.mark.parametrize(
-    ("judgements", "step", "worse"),
+    ("values", "step", "worse"),
     [
         ((0.1, 0.5, 0.9), 30, False),
         ((0.1, 0.9, 0.85), 30, False),  # within a standard error: the last one is as good
@@ -23,9 +23,9 @@ def points(*judgements: float, error: float = 0.1) -> list[Point]:
     ],
 )
 def test_takes_the_earliest_within_one_standard_error_of_the_best(
-    judgements: tuple[float, ...], step: int, worse: bool
+    values: tuple[float, ...], step: int, worse: bool
 ) -> None:
-    choice = choose("`gold`", points(*judgements))
+    choice = choose("`gold`", points(*values))
     assert choice and (choice.step, choice.is_worse_at_the_end) == (step, worse)
 
 

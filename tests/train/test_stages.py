@@ -216,7 +216,7 @@ def assert_held_out_samples(run: RunDir) -> None:
         # reward less 0.2 × KL, less the penalty of 1 where all, some or none of the responses had no end
         most = facts["eval/mean_reward"] - 0.2 * facts["eval/kl"]
         assert most - 1.0 - 1e-5 <= means[step].pop("eval/objective") <= most + 1e-5
-        assert (means[step].pop("eval/judge_se") or 0) > 0 and means[step].pop("eval/judge") is not None
+        assert (means[step].pop("eval/selection_se") or 0) > 0 and means[step].pop("eval/selection") is not None
         assert means[step] == pytest.approx(facts)
         assert means[step].keys() == {
             "eval/mean_reward",

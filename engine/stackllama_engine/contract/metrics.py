@@ -53,7 +53,7 @@ class Metric(Struct, frozen=True, kw_only=True):
     help: str = ""
 
 
-JUDGE = "eval/judge"
+SELECTION = "eval/selection"
 SCORES_STD = "objective/scores_std"
 LENGTH_CORRELATION = "val/length_correlation"
 REPETITION = "val/repetition"
@@ -651,20 +651,20 @@ METRICS: tuple[Metric, ...] = (
         help="With `cliprange_reward`: share of scores that were clipped.",
     ),
     Metric(
-        name=JUDGE,
+        name=SELECTION,
         stages=(PPO,),
-        label="held-out judge",
-        chart="held-out judge",
+        label="held-out selection",
+        chart="held-out selection",
         series="held-out",
         better="higher",
         help="What decides which evaluation is the best: the mean of the reward function of weight 0 on held-out "
         "prompts; without one, of score − the recipe's `kl_coef` × KL.",
     ),
     Metric(
-        name=f"{JUDGE}_se",
+        name=f"{SELECTION}_se",
         stages=(PPO,),
         label="its standard error",
-        help=f"Standard error of `{JUDGE}` over the held-out prompts.",
+        help=f"Standard error of `{SELECTION}` over the held-out prompts.",
     ),
     Metric(
         name="eval/objective",

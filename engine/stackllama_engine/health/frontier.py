@@ -1,9 +1,9 @@
 """Which checkpoint of a run to take: reward and KL of its evaluations, and the best of them by a stated rule.
 
 A policy that is optimised against a reward model for longer has more reward and more KL, and from some KL on less of
-what the reward stands for (arXiv:2210.10760). So something else judges: a reward function of weight 0, else PPO's
+what the reward stands for (arXiv:2210.10760). So something else selects: a reward function of weight 0, else PPO's
 objective, score − `kl_coef` × KL. The rule is that of one standard error (The Elements of Statistical Learning, section
-7.10): the earliest evaluation whose judgement is within one standard error of the best one.
+7.10): the earliest evaluation whose value is within one standard error of the best one.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ class Point(Struct, frozen=True, kw_only=True):
     reward: float
     kl: float
     """Nats per response."""
-    judge: float
-    judge_se: float
-    """Standard error of ``judge``."""
+    selection: float
+    selection_se: float
+    """Standard error of ``selection``."""
 
 
 class Choice(Struct, frozen=True, kw_only=True):
     """The evaluation to take."""
 
-    judge: str
-    """What judges, in words."""
+    criterion: str
+    """What selects, in words."""
     points: list[Point]
     """All evaluations, by step."""
     step: int
@@ -40,26 +40,26 @@ class Choice(Struct, frozen=True, kw_only=True):
         """The choice in a sentence without a full stop."""
         taken, last = next(point for point in self.points if point.step == self.step), self.points[-1]
         if not self.is_worse_at_the_end:
-            return f"the last step ({last.step}) is within one standard error of the best by {self.judge}"
+            return f"the last step ({last.step}) is within one standard error of the best by {self.criterion}"
         return (
-            f"take step {taken.step}, not the last ({last.step}): {self.judge} was {taken.judge:.3g} ± "
-            f"{taken.judge_se:.2g} there and {last.judge:.3g} ± {last.judge_se:.2g} at the end, the reward "
+            f"take step {taken.step}, not the last ({last.step}): {self.criterion} was {taken.selection:.3g} ± "
+            f"{taken.selection_se:.2g} there and {last.selection:.3g} ± {last.selection_se:.2g} at the end, the reward "
             f"{taken.reward:.3g} and {last.reward:.3g}, the KL {taken.kl:.3g} and {last.kl:.3g}"
         )
 
 
-def choose(judge: str, points: Sequence[Point]) -> Choice | None:
+def choose(criterion: str, points: Sequence[Point]) -> Choice | None:
     """Choose an evaluation by the rule of the module; None where there are fewer than two.
 
     Args:
-        judge: what judges, in words.
+        criterion: what selects, in words.
         points: evaluations after step 0, in any order.
     """
     ordered = sorted(points, key=lambda point: point.step)
     if len(ordered) < 2:
         return None
-    best = max(ordered, key=lambda point: point.judge)
-    enough = best.judge - best.judge_se
-    worse = ordered[-1].judge < enough
-    taken = next(point for point in ordered if point.judge >= enough) if worse else ordered[-1]
-    return Choice(judge=judge, points=ordered, step=taken.step, is_worse_at_the_end=worse)
+    best = max(ordered, key=lambda point: point.selection)
+    enough = best.selection - best.selection_se
+    worse = ordered[-1].selection < enough
+    taken = next(point for point in ordered if point.selection >= enough) if worse else ordered[-1]
+    return Choice(criterion=criterion, points=ordered, step=taken.step, is_worse_at_the_end=worse)

@@ -8,30 +8,30 @@ import msgspec
 
 from ...contract.checkpoints import sealed, step_of
 from ...contract.events import EventReader
-from ...contract.metrics import JUDGE
+from ...contract.metrics import SELECTION
 from ...contract.recipe import PPORecipe
 from ...contract.run_dir import RunDir
 from ...health.frontier import Choice, Point, choose
 from .evaluation import Row, mean_and_error
 
 
-def judge_of(recipe: PPORecipe) -> str | None:
+def watching_function(recipe: PPORecipe) -> str | None:
     """Return the name of the reward function that only watches, because its weight is 0; None: there is none."""
     return next((function.name for function in recipe.functions if not function.weight), None)
 
 
-def judge_metrics(recipe: PPORecipe, rows: Sequence[Row]) -> dict[str, float]:
+def selection_metrics(recipe: PPORecipe, rows: Sequence[Row]) -> dict[str, float]:
     """Compute what decides which evaluation is the best, with its standard error.
 
     Args:
         recipe: the PPO recipe.
-        rows: of one evaluation. Responses that the judge abstains from are left out.
+        rows: of one evaluation. Responses that the function abstains from are left out.
     """
-    name = judge_of(recipe)
+    name = watching_function(recipe)
     if name is None:
-        return mean_and_error(JUDGE, [row["score"] - recipe.kl_coef * row["kl"] for row in rows])
+        return mean_and_error(SELECTION, [row["score"] - recipe.kl_coef * row["kl"] for row in rows])
     values = [row["rewards"][name] for row in rows if name in row["rewards"]]
-    return mean_and_error(JUDGE, values) if values else {}
+    return mean_and_error(SELECTION, values) if values else {}
 
 
 def choose_checkpoint(recipe: PPORecipe, run: RunDir) -> Choice | None:
@@ -42,15 +42,15 @@ def choose_checkpoint(recipe: PPORecipe, run: RunDir) -> Choice | None:
     points: dict[int, Point] = {}
     for event in chain.from_iterable(EventReader(file).read_what_can_be() for file in run.events_files()):
         metrics = event.metrics
-        if event.kind == "metrics" and event.step and metrics.get(JUDGE) is not None:
+        if event.kind == "metrics" and event.step and metrics.get(SELECTION) is not None:
             values = {field: metrics.get(name) for field, name in _FIELDS.items()}
             if None not in values.values():
                 points[event.step] = msgspec.convert({"step": event.step} | values, Point)
-    name = judge_of(recipe)
+    name = watching_function(recipe)
     return choose(f"`{name}`" if name else f"score − {recipe.kl_coef:g} × KL", list(points.values()))
 
 
-_FIELDS = {"reward": "eval/mean_reward", "kl": "eval/kl", "judge": JUDGE, "judge_se": f"{JUDGE}_se"}
+_FIELDS = {"reward": "eval/mean_reward", "kl": "eval/kl", "selection": SELECTION, "selection_se": f"{SELECTION}_se"}
 
 
 def facts(choice: Choice, run: RunDir) -> dict[str, Any]:
@@ -64,4 +64,6 @@ def advice(choice: Choice, run: RunDir) -> str:
         return choice.text
     if any(step_of(path) == choice.step for path in sealed(run.checkpoints)):
         return f"{choice.text}; checkpoint-{choice.step} holds it"
-    return f"{choice.text}; it has no checkpoint: set `save_steps` to `eval_steps` and `metric_for_best_model={JUDGE}`"
+    return (
+        f"{choice.text}; it has no checkpoint: set `save_steps` to `eval_steps` and `metric_for_best_model={SELECTION}`"
+    )

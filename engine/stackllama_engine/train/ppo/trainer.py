@@ -378,7 +378,7 @@ class PPO:
                 if name != "questions"
             }
             means["eval/objective"] = held_out_objective(rows, self.recipe.kl_coef)
-            means |= frontier.judge_metrics(self.recipe, rows)
+            means |= frontier.selection_metrics(self.recipe, rows)
             self.reporter.metrics(step, means)
             trackers.log(self.session.accelerator, means, step, self.reporter)
         return {"rows": rows}
