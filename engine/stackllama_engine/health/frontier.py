@@ -2,13 +2,18 @@
 
 A policy that is optimised against a reward model for longer has more reward and more KL, and from some KL on less of
 what the reward stands for (arXiv:2210.10760). So something else selects: a reward function of weight 0, else PPO's
-objective, score − `kl_coef` × KL. The rule is that of one standard error (The Elements of Statistical Learning, section
-7.10): the earliest evaluation whose value is within one standard error of the best one.
+objective, score − `kl_coef` × KL. The last evaluation is taken unless the best one is better by more than noise: two
+standard errors of their difference, as if on different prompts, which is cautious. Then it is the earliest within one
+standard error of the best (The Elements of Statistical Learning, section 7.10).
 """
 
+import math
 from collections.abc import Sequence
 
 from msgspec import Struct
+
+_NOISE = 2.0
+"""Standard errors of a difference that are no noise."""
 
 
 class Point(Struct, frozen=True, kw_only=True):
@@ -33,14 +38,14 @@ class Choice(Struct, frozen=True, kw_only=True):
     step: int
     """Of the one to take."""
     is_worse_at_the_end: bool
-    """Whether the last evaluation is below the best one by more than its standard error."""
+    """Whether the last evaluation is below the best one by more than noise."""
 
     @property
     def text(self) -> str:
         """The choice in a sentence without a full stop."""
         taken, last = next(point for point in self.points if point.step == self.step), self.points[-1]
         if not self.is_worse_at_the_end:
-            return f"the last step ({last.step}) is within one standard error of the best by {self.criterion}"
+            return f"the last step ({last.step}) is not known to be worse than any other by {self.criterion}"
         return (
             f"take step {taken.step}, not the last ({last.step}): {self.criterion} was {taken.selection:.3g} ± "
             f"{taken.selection_se:.2g} there and {last.selection:.3g} ± {last.selection_se:.2g} at the end, the reward "
@@ -60,6 +65,7 @@ def choose(criterion: str, points: Sequence[Point]) -> Choice | None:
         return None
     best = max(ordered, key=lambda point: point.selection)
     enough = best.selection - best.selection_se
-    worse = ordered[-1].selection < enough
-    taken = next(point for point in ordered if point.selection >= enough) if worse else ordered[-1]
+    last = ordered[-1]
+    worse = best.selection - last.selection > _NOISE * math.hypot(best.selection_se, last.selection_se)
+    taken = next(point for point in ordered if point.selection >= enough) if worse else last
     return Choice(criterion=criterion, points=ordered, step=taken.step, is_worse_at_the_end=worse)
