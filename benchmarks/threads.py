@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts = [1] if options.tiny else [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < len(cores)] + [len(cores)]
     print("| cores | threads | load | s per step |\n|---|---|---|---|", flush=True)
     failed = False
-    with tempfile.TemporaryDirectory(prefix="threads-") as folder:
+    # a run's supervisor may still be writing when the last one has ended
+    with tempfile.TemporaryDirectory(prefix="threads-", ignore_cleanup_errors=True) as folder:
         for number, setting in enumerate(_settings([cores[:n] for n in counts], chosen, tiny=options.tiny)):
             seconds = _measure(Home(Path(folder)), f"r{number}", setting, options.steps)
             failed |= seconds is None
