@@ -25,7 +25,6 @@ QUICK = (
     "benchmarks/gpu_ppo_vs_trl.py",
     "benchmarks/gpu_sft.py",
     "benchmarks/memory_accuracy.py --tiny",
-    "benchmarks/tokenising.py --tiny",
     "scripts/demo_results.py write --tiny",
     "scripts/import_graph.py --tiny",
     "scripts/lock.py --tiny",
@@ -46,7 +45,9 @@ LONG = (
     "benchmarks/ppo_vs_trl.py --tiny --sides ours",
     "benchmarks/start.py --tiny",
     "benchmarks/threads.py --tiny",
+    "benchmarks/tokenising.py --tiny",
     "scripts/demo_results.py record --tiny",
+    "scripts/health_series.py --tiny",
     "scripts/ppo_flame.py --tiny",
 )
 

@@ -9,6 +9,7 @@ from stackllama_engine.contract.run_dir import ForkedFrom, Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.fork import launch_fork, plan_fork
+from stackllama_engine.launch.slurm_queue import Job, write_job
 
 from .conftest import wait_for_phase
 from .forkable import make_forkable
@@ -44,12 +45,35 @@ def test_an_attempt_later_it_still_says_so(home: Home, source: RunDir, monkeypat
     assert run.read_launch().forked_from == ForkedFrom(run="source", step=20)
 
 
-def test_what_a_resume_would_keep_is_set_by_a_request(home: Home, source: RunDir, fake_stages: None) -> None:
-    fork = plan_fork(home, source, None, ["learning_rate=0.5"], "fork")
-    assert [(each.key, each.value) for each in fork.settings] == [("learning_rate", 0.5)]
-    run = launch_fork(fork)
-    assert (run.path / "control" / "set-learning_rate").read_text() == "0.5"
+def test_what_a_resume_would_keep_is_set_until_the_fork_has_saved(
+    home: Home, source: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from .conftest import fake_command
+
+    modes = iter(("fail", "finish"))
+    monkeypatch.setattr(launcher, "build_command", lambda _recipe, run_dir, _gpus: fake_command(run_dir, next(modes)))
+    run = launch_fork(plan_fork(home, source, None, ["learning_rate=0.5"], "fork"))
+    request = run.path / "control" / "set-learning_rate"
+    assert request.read_text() == "0.5"
+    wait_for_phase(run, "failed")  # before its first boundary
+    request.unlink(missing_ok=True)
+    launcher.resume(home, "fork")
+    assert request.read_text() == "0.5"
     wait_for_phase(run, "finished")
+
+
+def test_a_checkpoint_that_its_run_removes_meanwhile_is_named(home: Home, source: RunDir, fake_stages: None) -> None:
+    fork = plan_fork(home, source, 10, [], "fork")
+    (fork.checkpoint / "weights").unlink()
+    with pytest.raises(RefusedError, match="step-000010 lacks weights, so nothing was started"):
+        launch_fork(fork)
+    assert [run.id for run in home.runs()] == ["source"]
+
+
+def test_a_slurm_run_is_not_forked_on_the_login_node(home: Home, source: RunDir) -> None:
+    write_job(source, Job(id="17", submitted=1.0))
+    with pytest.raises(RefusedError, match="is a Slurm run, and a fork would train on this machine"):
+        plan_fork(home, source, 10, [], None)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +98,7 @@ def test_the_command(home: Home, source: RunDir, fake_stages: None, capsys: pyte
     words = ["--home", str(home.path), "runs", "fork", "source", "--at", "10", "--name", "fork", "--follow", "--plain"]
     assert main([*words, "learning_rate=0.5"]) == 0
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[0] == "fork" and "note: it goes on from step 10 of source" in printed.err
+    assert printed.out.splitlines()[0] == "fork" and "continues from step 10 of source" in printed.err
     assert main(["--home", str(home.path), "runs", "show", "fork"]) == 0
     assert "forked from  step 10 of source" in " ".join(capsys.readouterr().out.split("\n"))
     assert main([*words, "recipe.yaml"]) == 2

@@ -95,7 +95,7 @@ def test_children_are_beneath_their_pipeline_in_order(home: Home, make_run: Make
     ]
 
 
-def test_forks_are_beneath_the_run_that_they_went_on_from(home: Home, make_run: Make) -> None:
+def test_forks_are_beneath_the_run_that_they_continued_from(home: Home, make_run: Make) -> None:
     for number, (name, source) in enumerate({"a": "", "b": "a", "c": "b", "d": "gone", "e": "f", "f": "e"}.items()):
         run = make_run(name=name, created=T0 + number)
         origin = ForkedFrom(run=source, step=4) if source else None

@@ -143,7 +143,13 @@ def test_the_palette_has_every_action_and_theme_and_does_it(stocked: Home) -> No
         commands = {command.title: command.help for command in shown.app.get_system_commands(shown.front)}
         own = _named(as_bindings(RunsScreen.BINDINGS))
         left_out = [binding for binding in own if binding.id in shown.front.refusing_keys]
-        assert {binding.id for binding in left_out} == {"runs.stop", "runs.save", "runs.resume", "runs.fold"}
+        assert {binding.id for binding in left_out} == {
+            "runs.stop",
+            "runs.save",
+            "runs.resume",
+            "runs.fold",
+            "runs.fork",
+        }
         for binding in own:
             assert ((binding.id or "") in commands.get(binding.description, "")) == (binding not in left_out)
         assert {f"theme: {theme.name}" for theme in load_themes()[0]} <= commands.keys()

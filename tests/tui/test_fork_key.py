@@ -35,7 +35,7 @@ def test_a_run_is_forked_from_the_list(home: Home, monkeypatch: pytest.MonkeyPat
         await shown.fill("10 warmup_steps=3")
         await shown.press("enter")
         await shown.reaches("RunsScreen")
-        await shown.notified("source-at-10 goes on from step 10 of source")
+        await shown.notified("source-at-10 continues from step 10 of source")
         await shown.until(lambda: shown.front.row_id == "source-at-10")
         await shown.shows("└ at-10")
         wait_for_phase(home.run("source-at-10"), "finished")

@@ -147,18 +147,18 @@ def test_help_and_palette_leave_out_what_could_only_refuse(stocked: Home) -> Non
 
         await shown.shows("tuned", "alive")
         await to("tuned")
-        refused("stop", "save", "resume", "samples", "fold")
+        refused("stop", "save", "resume", "samples", "fold", "fork")
         await shown.press("g")
         await to("alive")
-        refused("resume", "samples", "chat", "delete", "fold")
+        refused("resume", "samples", "chat", "delete", "fold", "fork")
         await shown.press("space", "g")
         await to("tuned")
-        refused("resume", "delete", "samples", "fold")  # the last two by the cursor, not the selection
+        refused("resume", "delete", "samples", "fold", "fork")  # the last three by the cursor, not the selection
         await shown.press("escape")
         for run, names in (
-            ("tuned", {"stop", "save", "pause", "sample", "change", "fix", "resume", "samples"}),
-            ("alive", {"fix", "resume", "samples", "chat", "delete"}),
-            ("whole", {"save", "pause", "sample", "change", "fix", "resume", "samples", "chat", "delete"}),
+            ("tuned", {"stop", "save", "pause", "sample", "change", "fix", "resume", "samples", "fork"}),
+            ("alive", {"fix", "resume", "samples", "chat", "delete", "fork"}),
+            ("whole", {"save", "pause", "sample", "change", "fix", "resume", "samples", "chat", "delete", "fork"}),
         ):
             shown.app.open_run(run)
             await shown.reaches("MonitorScreen")

@@ -20,7 +20,7 @@ def fork(arguments: argparse.Namespace) -> int:
     if file:
         raise UsageError(f"`{file}`: a fork has the recipe of `{source.id}`; give key=value words alone.")
     set_on_end(arguments)
-    planned = plan_fork(home, source, arguments.at, overrides, arguments.name)
+    planned = plan_fork(home, source, arguments.at, overrides, arguments.name, allow=arguments.allow)
     notes = [*planned.reading.notes, *planned.plan.notices]
     say_notes(planned.reading.notes)
     run = launch_fork(planned)
@@ -28,6 +28,6 @@ def fork(arguments: argparse.Namespace) -> int:
         show(run.id)
         flush()
         origin = planned.origin
-        for notice in (f"it goes on from step {origin.step} of {origin.run}", *planned.plan.notices):
+        for notice in (f"{run.id} continues from step {origin.step:,} of {origin.run}", *planned.plan.notices):
             say(f"note: {notice}")
     return follow_or_leave(arguments, home, run, notes)

@@ -132,7 +132,7 @@ _AFTER_HELP = "start when this run has ended, however, and the GPUs have room by
 _ALLOW_HELP = "launch in spite of this finding of the checks, e.g. eval-prompts (repeatable; see docs/linter.md)"
 _HOST_GONE_HELP = "confirm that this machine, which the run is on, is gone for good; its processes cannot be checked"
 _FORK_EPILOG = (
-    "The fork goes on from a copy of the checkpoint: optimizer, data order and random numbers as they were. "
+    "The fork continues from a copy of the checkpoint: optimizer, data order and random numbers as they were. "
     "learning_rate and kl_coef count from its second step on; keys that weights depend on cannot change."
 )
 _FILTER_HELP = "list only runs that match, e.g. 'state:failed stage:ppo reward>1 -tag:old' (--filter=-tag:old)"
@@ -315,6 +315,7 @@ def _add_fork(runs: _Commands) -> None:
     _add_words(fork, "RUN ")
     fork.add_argument("--at", type=_count, metavar="STEP", help="step of the checkpoint (default: the newest)")
     fork.add_argument("--name", metavar="RUN", help="run id of the fork (default: the run's, and the step)")
+    fork.add_argument("--allow", action="append", default=[], metavar="NAME", help=_ALLOW_HELP)
     fork.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
     fork.add_argument("--plain", action="store_true", help=_PLAIN_HELP)
     fork.add_argument("--on-end", metavar="COMMAND", help=_ON_END_HELP)

@@ -16,7 +16,7 @@ class Row(Struct, frozen=True, kw_only=True):
     """Of another trainer's run its directory's path, as it is."""
     path: Path
     depth: int = 0
-    """1 for a child beneath its pipeline, or a fork beneath the run that it went on from."""
+    """1 for a child beneath its pipeline, or a fork beneath the run that it continued from."""
     pipeline: str | None = None
     """Id of the pipeline, or of the first run, that it is beneath."""
     stage: Stage | None = None

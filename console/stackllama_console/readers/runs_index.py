@@ -33,7 +33,7 @@ class RunsIndex:
 
     Attributes:
         rows: newest run first, the children of a pipeline beneath it in their order, forks beneath the run that they
-            went on from; replaced by `poll`.
+            continued from; replaced by `poll`.
         error: why the home cannot be read.
     """
 
@@ -110,7 +110,7 @@ class _Watched:
         self.row = Row(id=one_line(run.id), path=run.path)
         self.parents: list[str] = []
         self.origin = ""
-        """The run that a fork went on from."""
+        """The run that a fork continued from."""
         self.gone = False
         self._state = StateWatch(run, clock)
         self._history = History()

@@ -200,8 +200,8 @@ class ConsoleApp(BaseApp):
     def _poll_endings(self) -> "list[Ending]":
         from ..readers.endings import Endings
 
-        self._endings = self._endings or Endings(self.home)
-        return self._endings.poll()
+        endings = self._endings = self._endings or Endings(self.home)
+        return endings.poll()
 
     def _switch_announcing(self) -> None:
         """Turn the announcing of ends on or off, and remember it."""

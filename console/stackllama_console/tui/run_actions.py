@@ -4,13 +4,14 @@ Each is carried out in a thread; its outcome is one notice. Nothing here waits f
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stackllama_engine.contract import requests
 from stackllama_engine.contract.checkpoints import sealed, step_of
 from stackllama_engine.contract.children import children_of
-from stackllama_engine.contract.errors import DamagedError, StackllamaError, UnconfirmedError
+from stackllama_engine.contract.errors import DamagedError, FindingsError, StackllamaError, UnconfirmedError
 from stackllama_engine.contract.requests import Ask
 from stackllama_engine.contract.run_dir import ENDED, Home, RunDir
 from stackllama_engine.contract.stages import Stage
@@ -192,8 +193,11 @@ class RunActions:
     def fork(self, run_id: str) -> None:
         """Ask at which checkpoint and with which keys, and start a run from there."""
         steps: list[int] = []
+        ended = False
 
         def refusal() -> str:
+            nonlocal ended
+            ended = self.home.run(run_id).read_state().phase == "finished"
             check_run(self.home.run(run_id))
             steps.extend(map(step_of, sealed(self.home.run(run_id).checkpoints)))
             return "" if steps else f"{run_id} has no checkpoint to fork at"
@@ -201,20 +205,25 @@ class RunActions:
         def check(text: str) -> str:
             try:
                 self._plan_fork(run_id, text)
+            except FindingsError:  # which can be allowed
+                return ""
             except StackllamaError as error:
                 return str(error)
             return ""
 
         def answered(text: str | None) -> None:
             if text is not None:
-                self._do(lambda: self._fork(run_id, text))
+                self.screen.begin(self._fork(run_id, text), group="actions")
 
         def ask_for_changes() -> None:
-            shown = [f"{step:,}" for step in (steps if len(steps) <= _STEPS else steps[-_STEPS:])]
+            shown = [str(step) for step in steps[-_STEPS:]]
             question = f"Fork {run_id}: a new run from its checkpoint of step {' or '.join(shown)}, with changed keys"
+            newest = (
+                steps[-2] if ended and len(steps) > 1 else steps[-1]
+            )  # after the last step there is nothing to train
             asking = AskScreen(
                 question,
-                value=f"{steps[-1]} ",
+                value=f"{newest} ",
                 placeholder="step key=value …, e.g. 200 kl_coef=0.1",
                 check=check,
                 answers="enter  fork     esc  cancel",
@@ -223,20 +232,33 @@ class RunActions:
 
         self.screen.begin(self._unless(refusal, ask_for_changes), group="actions")
 
-    def _plan_fork(self, run_id: str, text: str) -> "Fork":
+    def _plan_fork(self, run_id: str, text: str, allow: Sequence[str] = ()) -> "Fork":
         from stackllama_engine.launch.fork import plan_fork
 
         first, *rest = text.split() or [""]
         step, words = (int(first), rest) if first.isdecimal() else (None, [first, *rest] if first else [])
-        return plan_fork(self.home, self.home.run(run_id), step, words, None)
+        return plan_fork(self.home, self.home.run(run_id), step, words, None, allow=allow)
 
-    def _fork(self, run_id: str, text: str) -> str:
+    async def _fork(self, run_id: str, text: str, allow: Sequence[str] = ()) -> None:
         from stackllama_engine.launch.fork import launch_fork
 
-        fork = self._plan_fork(run_id, text)
-        run = launch_fork(fork)
-        self.screen.console_app.launched = run.id
-        return f"{run.id} goes on from step {fork.origin.step:,} of {run_id}"
+        def work() -> str:
+            fork = self._plan_fork(run_id, text, allow)
+            run = launch_fork(fork)
+            self.screen.console_app.launched = run.id
+            return f"{run.id} continues from step {fork.origin.step:,} of {run_id}"
+
+        try:
+            message = await asyncio.to_thread(work)
+        except FindingsError as error:
+            names = error.names
+            question = f"{error.findings}\n\nFork all the same?"
+            again = partial(self._fork, run_id, text, names)
+            self._ask_then(question, "allow and fork", lambda: self.screen.begin(again(), group="actions"))
+        except (StackllamaError, OSError, TimeoutError) as error:
+            self.screen.say(str(error), error=True)
+        else:
+            self.screen.say(one_line(message))
 
     def samples(self, run_id: str) -> None:
         """Open the browser of its samples, of a pipeline the newest that a stage wrote."""

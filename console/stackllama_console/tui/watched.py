@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from stackllama_engine.contract.chat_target import has_target
+from stackllama_engine.contract.chat_target import checkpoint_names, has_target
 from stackllama_engine.contract.errors import StackllamaError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -73,6 +73,8 @@ class Watched:
         other run the one that its newest health finding advises."""
         self.left_nothing = False
         """Whether what is shown has saved nothing yet that could be chatted with."""
+        self.has_checkpoint = False
+        """Whether what is shown can be forked."""
         self._fix_of: object = None
         self.has_log = False
         """Whether the log that is shown has lines."""
@@ -134,6 +136,7 @@ class Watched:
             self.evaluation = self._read_evaluation()
             self._find_fix()
             shown = self.shown_run
+            self.has_checkpoint = shown is not None and bool(checkpoint_names(shown))
             self.left_nothing = shown is not None and self.reader.phase != "finished" and not has_target(shown)
         log = self._read_log()
         samples = self._read_samples()

@@ -83,12 +83,14 @@ class FindingsError(RefusedError):
 
     Args:
         names: the findings to allow.
-        text: what they are, and how to allow them.
+        findings: what they are.
     """
 
-    def __init__(self, names: tuple[str, ...], text: str) -> None:
+    def __init__(self, names: tuple[str, ...], findings: str) -> None:
         self.names = names
-        super().__init__(text)
+        self.findings = findings
+        flags = " ".join(f"--allow {name}" for name in names)
+        super().__init__(f"{findings} To launch all the same, add `{flags}`.")
 
 
 class StageError(StackllamaError):

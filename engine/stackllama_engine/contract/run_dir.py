@@ -94,7 +94,7 @@ class FunctionFile(Struct, frozen=True, kw_only=True):
 
 
 class ForkedFrom(Struct, frozen=True, kw_only=True):
-    """The checkpoint that a run went on from: of another run."""
+    """The checkpoint that a run continued from: of another run."""
 
     run: str
     step: Annotated[int, Meta(ge=0)]

@@ -1,11 +1,11 @@
-"""Forks: a new run that goes on from a checkpoint of another one, with some keys of its recipe changed.
+"""Forks: a new run that continues from a checkpoint of another one, with some keys of its recipe changed.
 
 The checkpoint is copied, so that neither run needs the other afterwards. What a resume restores from a checkpoint
-whatever the recipe says is changed as ``runs set`` changes it, by a request that waits when the fork starts, and
-counts from its second step on; keys that cannot be set that way are refused.
+whatever the recipe says is changed as ``runs set`` changes it, by a request that waits when the fork starts
+(:func:`.launcher.settings_of`), and counts from its second step on; keys that cannot be set that way are refused.
 """
 
-import contextlib
+import errno
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +18,13 @@ from ..contract import checkpoints
 from ..contract.errors import RecipeError, RefusedError, UsageError
 from ..contract.recipe import TrainRecipe
 from ..contract.recipe_io import Reading, read_recipe
-from ..contract.requests import SETTABLE, Change
+from ..contract.requests import SETTABLE
 from ..contract.resuming import changes
 from ..contract.run_dir import ForkedFrom, Home, RunDir
 from ..contract.stages import TRAINING_STAGES
 from . import launcher
 from .launcher import Plan
+from .slurm_queue import is_inside, job_of
 from .uninterrupted import uninterrupted
 
 
@@ -32,14 +33,12 @@ class Fork(Struct, frozen=True, kw_only=True):
 
     Attributes:
         plan: of the new run.
-        checkpoint: it goes on from this one.
-        settings: changed keys that a resume would restore from the checkpoint.
+        checkpoint: it continues from this one.
         reading: the new recipe, with the notes on its words.
     """
 
     plan: Plan
     checkpoint: Path
-    settings: tuple[Change, ...]
     reading: Reading
 
     @property
@@ -48,7 +47,15 @@ class Fork(Struct, frozen=True, kw_only=True):
         return ForkedFrom(run=self.checkpoint.parents[1].name, step=checkpoints.step_of(self.checkpoint))
 
 
-def plan_fork(home: Home, run: RunDir, step: int | None, overrides: Sequence[str], name: str | None) -> Fork:
+def plan_fork(
+    home: Home,
+    run: RunDir,
+    step: int | None,
+    overrides: Sequence[str],
+    name: str | None,
+    *,
+    allow: Sequence[str] = (),
+) -> Fork:
     """Check a fork and settle what it will run. Touches nothing.
 
     Args:
@@ -57,14 +64,17 @@ def plan_fork(home: Home, run: RunDir, step: int | None, overrides: Sequence[str
         step: of the checkpoint; None: the newest one.
         overrides: ``key=value``, the changes of the recipe.
         name: id of the new run; None: the run's, and the step.
+        allow: findings that are to be warnings, besides those that the run's launch allowed.
 
     Raises:
         UsageError: there is no such checkpoint, or the recipe is wrong.
-        RefusedError: the run trains nothing, or a key cannot change within a run.
+        RefusedError: the run trains nothing or is a Slurm run, or a key cannot change within a run.
     """
     stage = run.read_state().stage
     if stage not in TRAINING_STAGES:
         raise RefusedError(f"`{run.id}` is a {stage} run, which has no checkpoints; fork one of its stages.")
+    if (job := job_of(run)) is not None and not is_inside(job):
+        raise RefusedError(f"`{run.id}` is a Slurm run, and a fork would train on this machine; fork it within a job.")
     checkpoint = _checkpoint(run, step)
     reading = read_recipe(stage, run.recipe_file, list(overrides))
     recipe = cast("TrainRecipe", reading.recipe)
@@ -81,10 +91,9 @@ def plan_fork(home: Home, run: RunDir, step: int | None, overrides: Sequence[str
         raise RefusedError(
             f"{', '.join(fixed)}: the value stays the checkpoint's; of such keys a fork can change {can}."
         )
-    settings = tuple(Change(each.key, float(each.now)) for each in differences.kept)
     name = name or _free_name(home, f"{run.id}-at-{checkpoints.step_of(checkpoint)}")
-    plan = launcher.plan(home, reading.recipe, name, parents=[run.id], allow=launcher.allowed_in(run))
-    return Fork(plan=plan, checkpoint=checkpoint, settings=settings, reading=reading)
+    plan = launcher.plan(home, reading.recipe, name, parents=[run.id], allow={*launcher.allowed_in(run), *allow})
+    return Fork(plan=plan, checkpoint=checkpoint, reading=reading)
 
 
 def launch_fork(fork: Fork) -> RunDir:
@@ -97,14 +106,18 @@ def launch_fork(fork: Fork) -> RunDir:
 
     def fill(run: RunDir) -> None:
         target = run.checkpoints / fork.checkpoint.name
-        with contextlib.suppress(FileNotFoundError):  # the running run removed it meanwhile, and the copy lacks files
+        try:
             shutil.copytree(fork.checkpoint, target)
-        if reason := checkpoints.problem(target):
+        except (shutil.Error, FileNotFoundError) as error:
+            if checkpoints.problem(fork.checkpoint) is None:  # a full disk; else its run removed it meanwhile
+                raise OSError(errno.EIO, str(error), str(target)) from error
+        reason = checkpoints.problem(target)
+        if reason:
             shutil.rmtree(run.path)
             raise RefusedError(f"{fork.checkpoint} {reason}, so nothing was started; fork at another checkpoint.")
 
     with uninterrupted():
-        return launcher.launch(fork.plan, fill=fill, forked_from=fork.origin, settings=fork.settings)
+        return launcher.launch(fork.plan, fill=fill, forked_from=fork.origin)
 
 
 def _checkpoint(run: RunDir, step: int | None) -> Path:

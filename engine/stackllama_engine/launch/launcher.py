@@ -19,17 +19,17 @@ from msgspec import Struct
 
 from ..contract import requests
 from ..contract.atomic_files import make_private_dir, open_private, write_whole
-from ..contract.checkpoints import sealed
+from ..contract.checkpoints import sealed, step_of
 from ..contract.child_environment import inherited_environment, source_path
 from ..contract.children import CHILDREN, child_id, parents_of
 from ..contract.env_settings import check_settings
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.host import this_host
-from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe
+from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe, TrainRecipe
 from ..contract.recipe_io import dump_recipe
 from ..contract.redact import redactor, secret_names
-from ..contract.requests import Change, forget_all
-from ..contract.resuming import check_resume
+from ..contract.requests import SETTABLE, Change, forget_all
+from ..contract.resuming import changes, check_resume
 from ..contract.run_dir import ForkedFrom, FunctionFile, Home, Launch, RunDir, State, check_free, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command
@@ -199,7 +199,6 @@ def launch(
     *,
     fill: Callable[[RunDir], None] = lambda _: None,
     forked_from: ForkedFrom | None = None,
-    settings: Sequence[Change] = (),
 ) -> RunDir:
     """Create the planned run and start it; of two launches of one name exactly one succeeds.
 
@@ -207,7 +206,6 @@ def launch(
         planned: as :func:`plan` settled it.
         fill: put into the new run's directory what it starts from.
         forked_from: where that comes from.
-        settings: values to set at its first step boundary.
 
     Raises:
         UsageError, RefusedError: as :func:`plan`, before anything was created; what was planned no longer holds; or
@@ -230,7 +228,7 @@ def launch(
                     planned.functions,
                     after=planned.after,
                     forked_from=forked_from,
-                    settings=settings,
+                    settings=settings_of(run, planned.recipe, forked_from),
                     allow=planned.allow,
                 )
             finally:
@@ -346,6 +344,18 @@ def _origin(run: RunDir) -> ForkedFrom | None:
     return run.read_launch().forked_from if (run.path / "launch.json").is_file() else None
 
 
+def settings_of(run: RunDir, recipe: AnyRecipe, origin: ForkedFrom | None) -> list[Change]:
+    """Return what a fork has to set at its first step boundary: changed values that a resume keeps from the checkpoint.
+
+    Nothing once it has a checkpoint of its own, in which they are.
+    """
+    newest = next(reversed(sealed(run.checkpoints)), None)
+    if origin is None or newest is None or step_of(newest) != origin.step or not isinstance(recipe, TrainRecipe):
+        return []
+    kept = changes(newest, recipe, check_base=False).kept
+    return [Change(each.key, float(each.now)) for each in kept if each.key in SETTABLE[recipe.stage]]
+
+
 def _still_after(run: RunDir) -> str | None:
     """Return the run that a run still waits for: one that has had a worker has had its turn."""
     if not (run.path / "launch.json").is_file() or any((folder / "log.txt").exists() for folder in run.attempt_dirs()):
@@ -399,6 +409,7 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
                 functions,
                 after=_still_after(run),
                 forked_from=_origin(run),
+                settings=settings_of(run, recipe, _origin(run)),
                 allow=allowed_in(run),
             )
     except OSError as error:

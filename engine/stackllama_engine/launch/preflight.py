@@ -147,8 +147,7 @@ def preflight(recipe: AnyRecipe, allow: Collection[str] = ()) -> list[str]:
     text = " ".join(_texts(errors, several=several))
     names = tuple(dict.fromkeys(one.check.name for one in errors))
     if all(one.check.can_allow for one in errors):
-        flags = " ".join(f"--allow {name}" for name in names)
-        raise FindingsError(names, f"{text} To launch all the same, add `{flags}`.")
+        raise FindingsError(names, text)
     error: type[StackllamaError] = RefusedError if any(one.check.refuses for one in errors) else RecipeError
     raise error(text)
 

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 from msgspec import Struct
 
-from ..contract.base import base_identity, read_identity, same_base
+from ..contract.base import read_identity, same_base
 from ..contract.errors import StageError
 from ..contract.recipe import PPORecipe, TrainedRecipe
 from ..contract.stages import Stage
 from ..contract.user_files import read_json
+from .base_check import own_base
 
 _MOST = 64 << 20
 _WITHOUT_DEFAULTS = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -113,8 +114,7 @@ def find_ordinary_stop(recipe: TrainedRecipe, model: Path) -> str | None:
 
 def _shares_base(adapter: Path, recipe: TrainedRecipe) -> bool:
     try:
-        own = base_identity(recipe.model_name_or_path, recipe.model_revision)
-        return same_base(read_identity(adapter), own)
+        return same_base(read_identity(adapter), own_base(recipe))
     except StageError:  # said by the row `adapter-base`
         return False
 

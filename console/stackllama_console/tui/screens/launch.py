@@ -239,7 +239,7 @@ class LaunchScreen(ConsoleScreen):
             run = await self.controller.launch(recipe, self._confirm)
         except FindingsError as error:
             self._plans(False)
-            self._refuse(str(error))
+            self._refuse(error.findings)
             if await self._allowed(error):
                 self.action_launch()
             return
@@ -248,7 +248,9 @@ class LaunchScreen(ConsoleScreen):
             return
         finally:
             self._plans(False)
-        if run is not None:
+        if run is None:
+            self.controller.draft.allow = ()  # what was allowed is no longer what is launched next
+        else:
             self.console_app.remember()
             self.console_app.launched = run.id
             self._follow_run(run)
@@ -271,7 +273,9 @@ class LaunchScreen(ConsoleScreen):
         """Ask whether to launch in spite of findings; a yes allows them for this launch."""
         if not self._on_top:
             return False
-        if not await self.console_app.push_screen_wait(ConfirmScreen(str(error), "allow and launch")):
+        if not await self.console_app.push_screen_wait(
+            ConfirmScreen(f"{error.findings}\n\nLaunch all the same?", "allow and launch")
+        ):
             return False
         self.controller.allow(error.names)
         return True

@@ -330,7 +330,9 @@ class MonitorScreen(MonitorPanels):
         shown = run_keys(watched.reader.stage, watched.reader.phase) if watched.shown_run else own & {"clone"}
         never_began = watched.state.phase == "stopped" and watched.state.started is None
         if watched.left_nothing or never_began:
-            shown -= {"chat", "fork"}
+            shown -= {"chat"}
+        if not watched.has_checkpoint:
+            shown -= {"fork"}
         if watched.shows_whole_pipeline:
             shown |= own & {"samples"}
         return (own - _OF_STAGE) | (shown & _OF_STAGE)

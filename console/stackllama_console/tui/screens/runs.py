@@ -222,10 +222,10 @@ class RunsScreen(ConsoleScreen):
             selected=self.selected,
             folded=self.folded,
         )
-        launched = self.console_app.launched
-        if launched in there:
+        launched = self.console_app.launched if any(row.id == self.console_app.launched for row in rows) else None
+        if launched:
             self.console_app.launched = None
-        table.show(rows, view, launched if launched in there else None)
+        table.show(rows, view, launched)
         self._show_about()
         alive = sum(row.phase in _ALIVE for row in self.index.rows)
         parts = [str(len(self.index.rows)), f"{alive} alive" if alive else ""]
@@ -314,10 +314,11 @@ class RunsScreen(ConsoleScreen):
             working |= {"select"} if row.is_foreign else {"select", "note", "rename"}
         if any(not each.is_foreign for each in selected or ([row] if row else [])):
             working |= {"tag"}
-        if row is not None and row.pipeline:
-            working |= {"fold"}
-        if not is_tree(self.view.sort, self.view.group):
-            working -= {"fold"}
+        root = row.pipeline or row.id if row else ""
+        has_branches = any(each.pipeline == root for each in self.index.rows)
+        working = (
+            working | {"fold"} if has_branches and is_tree(self.view.sort, self.view.group) else working - {"fold"}
+        )
         return frozenset(f"runs.{name}" for name in _ON_RUNS - working)
 
     # keys
@@ -397,12 +398,12 @@ class RunsScreen(ConsoleScreen):
         self.console_app.open_comparison(list(self.selected))
 
     def action_fold(self) -> None:
-        """Fold or unfold a pipeline's stages."""
+        """Fold or unfold a pipeline's stages, or a run's forks."""
         from ...readers.run_columns import is_tree
 
         pipeline = self.row.pipeline or self.row.id if self.row else None
         if not is_tree(self.view.sort, self.view.group):
-            self.say("stages fold where runs are grouped by pipeline (b) and not sorted (S)")
+            self.say("stages and forks fold where runs are grouped by pipeline (b) and not sorted (S)")
         elif pipeline and any(row.pipeline == pipeline for row in self.index.rows):
             self.folded ^= {pipeline}
             self._fill()

@@ -1,17 +1,20 @@
 """What health rules have found in a run, as lines of the monitor."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from stackllama_engine.contract.history import History
 
-from ...readers.advice import Fix
 from ...sanitise import one_line
 from ..state_style import rich_colour
 
+if TYPE_CHECKING:
+    from ...readers.advice import Fix
 
-def finding_lines(history: History, variables: Mapping[str, str], fix: Fix | None) -> list[Text]:
+
+def finding_lines(history: History, variables: Mapping[str, str], fix: "Fix | None") -> list[Text]:
     """Return a line per finding, the newest first and whole; the others without what they usually mean.
 
     Args:
