@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..readers.machine import Machine
 _ENDINGS_SECONDS = 2.0
 _KEYMAP_LINES = 6  # of one notice: several would take each other's place
+_SETTLED_SECONDS = 0.5
 _SCREENS = ("monitor", "help", "launch", "pick", "samples", "text", "compare", "choose", "gpus", "chat")
 """What keys open, the most wanted first."""
 
@@ -119,7 +120,11 @@ class ConsoleApp(BaseApp):
         """Import what keys open, once the first screen shows what it has read: no key waits for it then."""
         if not self._prepared:
             self._prepared = True
-            self.run_worker(asyncio.to_thread(_import_screens), group="prepare")
+            self.run_worker(self._prepare_screens(), group="prepare")
+
+    async def _prepare_screens(self) -> None:
+        await asyncio.sleep(_SETTLED_SECONDS)  # what was read first is painted meanwhile
+        await asyncio.to_thread(_import_screens)
 
     # where one can go
 
