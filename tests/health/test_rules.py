@@ -8,8 +8,10 @@ from stackllama_engine.contract.health import Finding, Rule, as_data, finding_of
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.health.rules import RULES
+from stackllama_engine.health.ppo_rules import Seen
+from stackllama_engine.health.rules import RULES, HealthRule
 from stackllama_engine.health.watch import CLEAR, HealthWatch
+from stackllama_engine.health.window import Window
 
 STEPS = 30
 HEALTHY: dict[str, float] = {
@@ -108,6 +110,29 @@ def test_value_loss_spike_is_one_step_far_above_the_others() -> None:
         for finding in health.observe(step, HEALTHY | {"loss/value_avg": loss})
     ]
     assert found == ["value_loss_spike"]
+
+
+def test_value_loss_spike_is_silent_where_the_usual_loss_is_0() -> None:
+    health = HealthWatch(recipe())
+    losses = [0.0] * 25 + [5.0, 0.0]  # rewards that are mostly 0, which the critic predicts
+    assert not any(health.observe(step, HEALTHY | {"loss/value_avg": loss}) for step, loss in enumerate(losses, 1))
+
+
+def test_a_rule_that_fails_is_reported_once_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(window: Window, recipe: PPORecipe) -> Seen | None:
+        raise ZeroDivisionError("by 0")
+
+    monkeypatch.setattr("stackllama_engine.health.watch.RULES", (HealthRule("kl_high", fail, "It."), *RULES[2:]))
+    notices: list[str] = []
+    health = HealthWatch(recipe(), notify=notices.append)
+    late = HEALTHY | {"val/ratio": 1.3}
+    found = [finding.rule for step in range(1, 6) for finding in health.observe(step, late)]
+    assert found == ["ratio_off"]
+    assert notices == [
+        "the health rule kl_high failed after step 1 and is left out from now on: ZeroDivisionError: by 0"
+    ]
+    with pytest.raises(ZeroDivisionError):
+        HealthWatch(recipe()).observe(1, late)
 
 
 NEARLY: list[tuple[dict[str, float], dict[str, Any]]] = [

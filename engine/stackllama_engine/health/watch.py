@@ -1,8 +1,11 @@
 """The health of one run: rules applied to each step, each finding once until it clears."""
 
+from collections.abc import Callable
+
 from ..contract.health import Finding
 from ..contract.recipe import PPORecipe
-from .rules import RULES
+from .ppo_rules import Seen
+from .rules import RULES, HealthRule
 from .window import Known, Metrics, Window
 
 CLEAR = 10
@@ -15,10 +18,15 @@ class HealthWatch:
     Args:
         recipe: the PPO recipe.
         known: of its base and reward model.
+        notify: takes a notice on a rule that fails, which is left out from then on; None: its error is raised.
     """
 
-    def __init__(self, recipe: PPORecipe, known: Known | None = None) -> None:
+    def __init__(
+        self, recipe: PPORecipe, known: Known | None = None, notify: Callable[[str], None] | None = None
+    ) -> None:
         self._recipe = recipe
+        self._notify = notify
+        self._failed: set[str] = set()
         self._window = Window(known or Known())
         self._quiet: dict[str, int] = {}  # rule that has found something → steps since it last did
 
@@ -27,7 +35,9 @@ class HealthWatch:
         self._window.add(step, metrics)
         findings: list[Finding] = []
         for rule in RULES:
-            seen = rule.check(self._window, self._recipe)
+            if rule.name in self._failed:
+                continue
+            seen = self._check(rule, step)
             if seen is None:
                 findings += self._clear(rule.name, step)
                 continue
@@ -49,6 +59,20 @@ class HealthWatch:
                 self._quiet.pop(finding.rule, None)
             else:
                 self._quiet[finding.rule] = 0
+
+    def _check(self, rule: HealthRule, step: int) -> Seen | None:
+        """Apply a rule; one that fails is reported once and left out afterwards, as a hint must not end training."""
+        try:
+            return rule.check(self._window, self._recipe)
+        except Exception as error:
+            if self._notify is None:
+                raise
+            self._failed.add(rule.name)
+            self._notify(
+                f"the health rule {rule.name} failed after step {step} and is left out from now on: "
+                f"{type(error).__name__}: {error}"
+            )
+            return None
 
     def _clear(self, rule: str, step: int) -> list[Finding]:
         if rule not in self._quiet:

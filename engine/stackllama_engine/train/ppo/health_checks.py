@@ -29,7 +29,7 @@ class HealthChecks:
     def __init__(self, recipe: PPORecipe, session: Session) -> None:
         self._recipe = recipe
         self._session = session
-        self._watch = HealthWatch(recipe, known_of(recipe))
+        self._watch = HealthWatch(recipe, known_of(recipe), session.reporter.health)
 
     def resume(self, step: int) -> None:
         """Take over the metrics and findings of earlier attempts, up to the step that the run continues from.
