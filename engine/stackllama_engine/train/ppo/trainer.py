@@ -30,7 +30,7 @@ from .health_checks import HealthChecks
 from .mismatch import SamplerCheck
 from .model_checks import check_policy
 from .prompts import Prompt, Prompts, load_prompts, report_prompts
-from .response_metrics import response_metrics, seen_range
+from .response_metrics import common_range, response_metrics
 from .rewards import Rewards, RewardScaling, Unscored
 from .rollout import Rollout, RolloutWorker, sequence_sum
 from .rollout_metrics import evaluation_metrics, objective, response_kl, side_by_side, throughput
@@ -107,7 +107,7 @@ class PPO:
         self.batch_sizes = BatchSizes(recipe, self.reporter, self._note)
         self.worker = RolloutWorker(recipe, session, self.base, self.encoder, self.rewards, self.batch_sizes)
         self.sampler_check = SamplerCheck(recipe, session, self.base)
-        self.seen_range = seen_range(recipe)
+        self.seen_range = common_range(recipe, session)
         updater = Updater(recipe, self.base, optimizer, session.reduce, self.batch_sizes)
         run_on_all_ranks = RunOnAllRanks(session, self.batch_sizes)
         self.algorithm = Algorithm(
