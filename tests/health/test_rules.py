@@ -101,6 +101,13 @@ def test_rule_finds_it_once_and_says_what_to_try(
     assert finding.message.endswith(f"(docs/health.md#{rule})")
 
 
+def test_what_is_set_already_is_doubled_and_both_sides_of_a_clip_range_are_named() -> None:
+    (finding,) = watch({"policy/entropy_avg": 0.1}, {"ent_coef": 0.01})
+    assert finding.tries[0] == {"ent_coef": "0.02"}
+    (finding,) = watch({"policy/clipfrac_avg": 0.5}, {"cliprange": 0.1, "epsilon_high": 0.3})
+    assert "clipped at `cliprange=0.1` and `epsilon_high=0.3` over" in finding.seen
+
+
 def test_value_loss_spike_is_one_step_far_above_the_others() -> None:
     health = HealthWatch(recipe())
     losses = [0.5] * 25 + [5.0] + [0.5] * 4

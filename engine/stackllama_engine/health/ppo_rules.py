@@ -94,8 +94,9 @@ def clipping_high(window: Window, recipe: PPORecipe) -> Seen | None:
     values = window.newest("policy/clipfrac_avg", _LONG)
     if not values or fmean(values) <= _CLIPPED:
         return None
+    upper = "" if recipe.epsilon_high is None else f" and `epsilon_high={recipe.epsilon_high:g}`"
     return Seen(
-        f"{fmean(values):.0%} of the tokens were clipped at `cliprange={recipe.cliprange:g}` over {_LONG} steps",
+        f"{fmean(values):.0%} of the tokens were clipped at `cliprange={recipe.cliprange:g}`{upper} over {_LONG} steps",
         _smaller_steps(recipe),
     )
 
@@ -117,7 +118,7 @@ def entropy_collapse(window: Window, recipe: PPORecipe) -> Seen | None:
         return None
     return Seen(
         f"the entropy fell from {fmean(early):.2f} to {fmean(values):.2f} nats per token",
-        [{"ent_coef": f"{recipe.ent_coef or 0.005:g}"}, _more_kl(window)],
+        [{"ent_coef": f"{2 * recipe.ent_coef or 0.005:g}"}, _more_kl(window)],
     )
 
 
