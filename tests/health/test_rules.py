@@ -11,7 +11,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.health.ppo_rules import Seen
 from stackllama_engine.health.rules import RULES, HealthRule
 from stackllama_engine.health.watch import CLEAR, HealthWatch
-from stackllama_engine.health.window import Window
+from stackllama_engine.health.window import Known, Window
 
 STEPS = 30
 HEALTHY: dict[str, float] = {
@@ -157,6 +157,28 @@ NEARLY: list[tuple[dict[str, float], dict[str, Any]]] = [
 @pytest.mark.parametrize(("late", "keys"), NEARLY)
 def test_nearly_the_same_is_no_finding(late: dict[str, float], keys: dict[str, Any]) -> None:
     assert watch(late, keys) == []
+
+
+def test_one_step_without_metrics_silences_no_rule() -> None:
+    late = HEALTHY | {"policy/entropy_avg": 0.1}
+    health, skipped = HealthWatch(recipe()), {"objective/scores": 1.0, "ppo/updates": 0.0}
+    rows = [HEALTHY, skipped, *[HEALTHY] * 8, *[late if step % 2 else skipped for step in range(20)]]
+    found = [finding.rule for step, row in enumerate(rows, 1) for finding in health.observe(step, row)]
+    assert found == ["entropy_collapse"]
+
+
+def test_steps_that_are_made_again_leave_nothing_in_the_window() -> None:
+    made, straight = Window(Known()), Window(Known())
+    rates = [1.0, 2.0, 9.0, 9.0, 3.0, 2.0]
+    for step, rate in zip((1, 2, 3, 4, 3, 4), rates, strict=True):
+        made.add(step, {"learning_rate": rate, "objective/kl": float(step)})
+    for step, rate in zip((1, 2, 3, 4), (*rates[:2], *rates[4:]), strict=True):
+        straight.add(step, {"learning_rate": rate, "objective/kl": float(step)})
+    assert made.state == straight.state and made.peak("learning_rate") == 3.0
+    made.add(5, {"objective/kl": 5.0, "time/rollout": 1.0})
+    assert made.early("objective/kl") == [1.0, 2.0, 3.0, 4.0, 5.0] == made.newest("objective/kl", 5)
+    assert made.early("learning_rate") == [] == made.newest("learning_rate", 5)
+    assert made.newest("learning_rate", 2) == [3.0, 2.0]
 
 
 def test_a_value_that_is_not_finite_is_no_finding_and_no_error() -> None:
