@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from stackllama_engine.contract.health import Finding, Rule, as_data, finding_of
@@ -10,7 +11,7 @@ from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.health.ppo_rules import Seen
 from stackllama_engine.health.rules import RULES, HealthRule
-from stackllama_engine.health.watch import CLEAR, HealthWatch
+from stackllama_engine.health.watch import CLEAR, HealthWatch, WatchState
 from stackllama_engine.health.window import Known, Window
 
 STEPS = 30
@@ -210,6 +211,23 @@ def test_a_resumed_watch_keeps_its_first_steps_and_does_not_repeat_what_was_foun
     assert [after.observe(step, late) for step in range(21, 30)] == [[]] * 9
     forgetful = HealthWatch(recipe())
     assert [forgetful.observe(step, late) for step in range(21, 30)] == [[]] * 9  # what it calls early is low already
+
+
+def test_a_watch_from_a_checkpoint_is_the_uninterrupted_one() -> None:
+    rows = [HEALTHY | {"objective/kl": 20.0 if 9 < step < 16 else 2 + step / 7} for step in range(40)]
+    straight, before, after = HealthWatch(recipe()), HealthWatch(recipe()), HealthWatch(recipe())
+    found = [straight.observe(step, row) for step, row in enumerate(rows, 1)]
+    for step, row in enumerate(rows[:20], 1):  # the finding of step 14 or so has not cleared
+        before.observe(step, row)
+    saved = msgspec.json.encode(before.state)
+    for step, row in enumerate(rows[20:25], 21):  # lost
+        before.observe(step, row)
+    after.state = before.state = msgspec.json.decode(saved, type=WatchState)
+    assert list(after.active) == ["kl_high"]
+    for one in (after, before):
+        assert [one.observe(step, row) for step, row in enumerate(rows[20:], 21)] == found[20:]
+        assert one.state == straight.state
+    assert [finding.cleared for each in found for finding in each] == [False, True]
 
 
 def test_malformed_findings_are_other_notices() -> None:

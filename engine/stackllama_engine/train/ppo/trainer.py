@@ -212,7 +212,7 @@ class PPO:
                 )
             self.reporter.forget_samples_after(progress.step)
             self.best = progress.best
-            self.health.resume(progress.step)
+            self.health.resume(progress.step, progress.health)
             before = self._comparable(progress.before)
             if progress.owes_evaluation:
                 during = self._evaluate_or_stop(progress.step, "during", before)
@@ -472,7 +472,7 @@ class PPO:
         def write() -> None:
             keep = checkpoint.Retention.of(self.recipe)
             facts = Evaluations(before=before, best=self.best, owed=owes_evaluation)
-            self.trainables.save(self.reporter, done, facts, keep, by_time=by_time)
+            self.trainables.save(self.reporter, done, facts, keep, self.health.state, by_time=by_time)
 
         def save() -> bool:
             if timer is not None:
@@ -533,10 +533,11 @@ class PPO:
             self.reporter.health(reason)
         if saved:
             progress = self.trainables.load(saved)
-            start, self.best = progress.step, progress.best
+            start, self.best, health = progress.step, progress.best, progress.health
         else:
             self.trainables.restore(self.start)
-            start, self.best = 0, None
+            start, self.best, health = 0, None, None
+        self.health.resume(start, health)
         schedule.set_peak(self.trainables.optimizer, self.trainables.scheduler, rate)
         self._note(learning_rate=rate, at_step=start, rollbacks=self.rollback_policy.rollbacks)
         self.reporter.forget_samples_after(start)
