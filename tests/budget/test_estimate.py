@@ -8,10 +8,11 @@ import pytest
 from stackllama_engine.budget import lm_head
 from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, attention_kind, estimate
+from stackllama_engine.budget.inference import distinct_prompts
 from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.budget.precision import Precision, precision_of
 from stackllama_engine.contract.base import DEMO_BASE
-from stackllama_engine.contract.recipe import TrainRecipe
+from stackllama_engine.contract.recipe import PPORecipe, TrainRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import Stage
 
@@ -161,6 +162,19 @@ def test_a_prompt_with_several_responses_is_read_once(llama_7b: Architecture) ->
         return next(phase.bytes for phase in found.phases if phase.name == "rollout")
 
     assert rollout(4, 1) <= rollout(2, 1) < rollout(2, 64) == rollout(4, 64)
+
+
+@pytest.mark.parametrize(
+    ("n", "batch", "local", "expected"),
+    [(1, 8, 16, 8), (4, 8, 16, 3), (4, 2, 16, 2), (4, 1, 16, 1), (4, 32, 16, 4), (8, 7, 16, 2)],
+)
+def test_a_batch_may_begin_and_end_inside_a_group(n: int, batch: int, local: int, expected: int) -> None:
+    keys = {"advantage": "rloo", "num_generations": n} if n > 1 else {}
+    sizes = {"per_device_train_batch_size": local, "gradient_accumulation_steps": 1, "num_mini_batches": 1}
+    names = {"model_name_or_path": "m", "reward_model_path": "r", "max_eval_samples": 1}
+    recipe = build_recipe(Stage.PPO, names | sizes | keys | {"local_rollout_forward_batch_size": batch})
+    assert isinstance(recipe, PPORecipe) and recipe.local_batch_size == local
+    assert distinct_prompts(recipe) == expected
 
 
 def test_a_critic_in_the_upper_layers_costs_its_share_and_the_states_that_it_reads(llama_7b: Architecture) -> None:

@@ -2,14 +2,17 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from stackllama_engine.contract.health import Finding, Rule, as_data, finding_of
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.health.rules import RULES
-from stackllama_engine.health.watch import CLEAR, HealthWatch
+from stackllama_engine.health.ppo_rules import Seen
+from stackllama_engine.health.rules import RULES, HealthRule
+from stackllama_engine.health.watch import CLEAR, HealthWatch, WatchState
+from stackllama_engine.health.window import Known, Window
 
 STEPS = 30
 HEALTHY: dict[str, float] = {
@@ -99,6 +102,13 @@ def test_rule_finds_it_once_and_says_what_to_try(
     assert finding.message.endswith(f"(docs/health.md#{rule})")
 
 
+def test_what_is_set_already_is_doubled_and_both_sides_of_a_clip_range_are_named() -> None:
+    (finding,) = watch({"policy/entropy_avg": 0.1}, {"ent_coef": 0.01})
+    assert finding.tries[0] == {"ent_coef": "0.02"}
+    (finding,) = watch({"policy/clipfrac_avg": 0.5}, {"cliprange": 0.1, "epsilon_high": 0.3})
+    assert "clipped at `cliprange=0.1` and `epsilon_high=0.3` over" in finding.seen
+
+
 def test_value_loss_spike_is_one_step_far_above_the_others() -> None:
     health = HealthWatch(recipe())
     losses = [0.5] * 25 + [5.0] + [0.5] * 4
@@ -108,6 +118,29 @@ def test_value_loss_spike_is_one_step_far_above_the_others() -> None:
         for finding in health.observe(step, HEALTHY | {"loss/value_avg": loss})
     ]
     assert found == ["value_loss_spike"]
+
+
+def test_value_loss_spike_is_silent_where_the_usual_loss_is_0() -> None:
+    health = HealthWatch(recipe())
+    losses = [0.0] * 25 + [5.0, 0.0]  # rewards that are mostly 0, which the critic predicts
+    assert not any(health.observe(step, HEALTHY | {"loss/value_avg": loss}) for step, loss in enumerate(losses, 1))
+
+
+def test_a_rule_that_fails_is_reported_once_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(window: Window, recipe: PPORecipe) -> Seen | None:
+        raise ZeroDivisionError("by 0")
+
+    monkeypatch.setattr("stackllama_engine.health.watch.RULES", (HealthRule("kl_high", fail, "It."), *RULES[2:]))
+    notices: list[str] = []
+    health = HealthWatch(recipe(), notify=notices.append)
+    late = HEALTHY | {"val/ratio": 1.3}
+    found = [finding.rule for step in range(1, 6) for finding in health.observe(step, late)]
+    assert found == ["ratio_off"]
+    assert notices == [
+        "the health rule kl_high failed after step 1 and is left out from now on: ZeroDivisionError: by 0"
+    ]
+    with pytest.raises(ZeroDivisionError):
+        HealthWatch(recipe()).observe(1, late)
 
 
 NEARLY: list[tuple[dict[str, float], dict[str, Any]]] = [
@@ -125,6 +158,28 @@ NEARLY: list[tuple[dict[str, float], dict[str, Any]]] = [
 @pytest.mark.parametrize(("late", "keys"), NEARLY)
 def test_nearly_the_same_is_no_finding(late: dict[str, float], keys: dict[str, Any]) -> None:
     assert watch(late, keys) == []
+
+
+def test_one_step_without_metrics_silences_no_rule() -> None:
+    late = HEALTHY | {"policy/entropy_avg": 0.1}
+    health, skipped = HealthWatch(recipe()), {"objective/scores": 1.0, "ppo/updates": 0.0}
+    rows = [HEALTHY, skipped, *[HEALTHY] * 8, *[late if step % 2 else skipped for step in range(20)]]
+    found = [finding.rule for step, row in enumerate(rows, 1) for finding in health.observe(step, row)]
+    assert found == ["entropy_collapse"]
+
+
+def test_steps_that_are_made_again_leave_nothing_in_the_window() -> None:
+    made, straight = Window(Known()), Window(Known())
+    rates = [1.0, 2.0, 9.0, 9.0, 3.0, 2.0]
+    for step, rate in zip((1, 2, 3, 4, 3, 4), rates, strict=True):
+        made.add(step, {"learning_rate": rate, "objective/kl": float(step)})
+    for step, rate in zip((1, 2, 3, 4), (*rates[:2], *rates[4:]), strict=True):
+        straight.add(step, {"learning_rate": rate, "objective/kl": float(step)})
+    assert made.state == straight.state and made.peak("learning_rate") == 3.0
+    made.add(5, {"objective/kl": 5.0, "time/rollout": 1.0})
+    assert made.early("objective/kl") == [1.0, 2.0, 3.0, 4.0, 5.0] == made.newest("objective/kl", 5)
+    assert made.early("learning_rate") == [] == made.newest("learning_rate", 5)
+    assert made.newest("learning_rate", 2) == [3.0, 2.0]
 
 
 def test_a_value_that_is_not_finite_is_no_finding_and_no_error() -> None:
@@ -156,6 +211,23 @@ def test_a_resumed_watch_keeps_its_first_steps_and_does_not_repeat_what_was_foun
     assert [after.observe(step, late) for step in range(21, 30)] == [[]] * 9
     forgetful = HealthWatch(recipe())
     assert [forgetful.observe(step, late) for step in range(21, 30)] == [[]] * 9  # what it calls early is low already
+
+
+def test_a_watch_from_a_checkpoint_is_the_uninterrupted_one() -> None:
+    rows = [HEALTHY | {"objective/kl": 20.0 if 9 < step < 16 else 2 + step / 7} for step in range(40)]
+    straight, before, after = HealthWatch(recipe()), HealthWatch(recipe()), HealthWatch(recipe())
+    found = [straight.observe(step, row) for step, row in enumerate(rows, 1)]
+    for step, row in enumerate(rows[:20], 1):  # the finding of step 14 or so has not cleared
+        before.observe(step, row)
+    saved = msgspec.json.encode(before.state)
+    for step, row in enumerate(rows[20:25], 21):  # lost
+        before.observe(step, row)
+    after.state = before.state = msgspec.json.decode(saved, type=WatchState)
+    assert list(after.active) == ["kl_high"]
+    for one in (after, before):
+        assert [one.observe(step, row) for step, row in enumerate(rows[20:], 21)] == found[20:]
+        assert one.state == straight.state
+    assert [finding.cleared for each in found for finding in each] == [False, True]
 
 
 def test_malformed_findings_are_other_notices() -> None:

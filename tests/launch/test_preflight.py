@@ -72,6 +72,7 @@ def test_a_critic_in_more_layers_than_there_are_is_refused(model: Callable[..., 
     text = said(Stage.PPO, path, value_adapter_layers=3)["critic-layers"]
     assert text == f"`value_adapter_layers: 3`: {path} has 2 layers; use fewer, or leave it empty."
     assert [said(Stage.PPO, path, value_adapter_layers=layers) for layers in (2, 0.5, None)] == [{}] * 3
+    assert said(Stage.PPO, path, value_adapter_layers=3, advantage="rloo", num_generations=2) == {}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from stackllama_engine.contract.events import Event, EventReader
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.health.watch import WatchState
 from stackllama_engine.launch import launcher
 from stackllama_engine.train.ppo import fault_tolerance
 from stackllama_engine.train.ppo.losses import KLController
@@ -70,7 +71,7 @@ class Kept(Trainables):
             base, optimizer, scheduler, KLController(0.2, None, 1), RewardScaling(False, None, lambda x: x)
         )
 
-    def write(self, staging: Path, step: int, evaluations: Evaluations) -> None:
+    def write(self, staging: Path, step: int, evaluations: Evaluations, health: WatchState | None = None) -> None:
         (staging / "policy").write_bytes(b"x" * 1000)
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.recipe import PPORecipe
-from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
+from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train.ppo.frontier import advice, choose_checkpoint, facts, selection_metrics
 
@@ -30,15 +31,22 @@ def test_selection_is_by_the_function_of_weight_0_else_the_objective() -> None:
     assert selection_metrics(recipe(**WATCHED), ROWS[1:]) == {}
 
 
+def write(run: RunDir, attempt: int, values: dict[int, float]) -> Path:
+    """Write the evaluations of an attempt; return its folder."""
+    folder = run.attempt_dir(attempt)
+    folder.mkdir()
+    writer = EventWriter(folder / "events.jsonl")
+    for step, value in values.items():
+        metrics = {"eval/mean_reward": step / 10, "eval/kl": 1.0, "eval/selection": value, "eval/selection_se": 0.1}
+        writer.write("metrics", step=step, metrics=metrics)
+    writer.close()
+    return folder
+
+
 def test_choice_is_over_all_attempts_and_a_repeated_evaluation_counts_once(tmp_path: Path) -> None:
     run = Home(tmp_path).create(Stage.PPO, "")
-    for attempt, values in ((1, {0: 5.0, 10: 0.2, 20: 0.9}), (2, {20: 0.8, 30: 0.3})):
-        run.attempt_dir(attempt).mkdir()
-        writer = EventWriter(run.attempt_dir(attempt) / "events.jsonl")
-        for step, value in values.items():
-            metrics = {"eval/mean_reward": step / 10, "eval/kl": 1.0, "eval/selection": value, "eval/selection_se": 0.1}
-            writer.write("metrics", step=step, metrics=metrics)
-        writer.close()
+    write(run, 1, {0: 5.0, 10: 0.2, 20: 0.9})
+    write(run, 2, {20: 0.8, 30: 0.3})
     choice = choose_checkpoint(recipe(**WATCHED), run)
     assert choice and [point.selection for point in choice.points] == [0.2, 0.8, 0.3]
     assert choice.step == 20 and choice.text.startswith("take step 20, not the last (30): `gold` was 0.8")
@@ -52,3 +60,18 @@ def test_choice_is_over_all_attempts_and_a_repeated_evaluation_counts_once(tmp_p
         "selection": 0.8,
         "selection_se": 0.1,
     }
+
+
+@pytest.mark.parametrize(
+    ("changed", "steps"), [({}, [10, 20, 30]), ({"max_eval_samples": 9}, [20, 30]), ({"kl_coef": 0.1}, [20, 30])]
+)
+def test_evaluations_of_before_a_change_of_what_is_measured_do_not_count(
+    tmp_path: Path, changed: dict[str, Any], steps: list[int]
+) -> None:
+    run = Home(tmp_path).create(Stage.PPO, "")
+    keys: dict[str, Any] = {"model_name_or_path": "m", "reward_model_path": "r", "kl_coef": 0.5}
+    for attempt, more in enumerate(({}, changed, changed), 1):
+        made = build_recipe(Stage.PPO, keys | more)
+        (write(run, attempt, {10 * attempt: 0.5}) / "recipe.yaml").write_text(dump_recipe(made))
+    choice = choose_checkpoint(recipe(), run)
+    assert choice and [point.step for point in choice.points] == steps

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,14 +19,15 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.launcher import launch, plan, resume
 from stackllama_engine.train.ppo import trainer
-from stackllama_engine.train.ppo.algorithm import Updater
+from stackllama_engine.train.ppo.algorithm import Algorithm, Updater
+from stackllama_engine.train.ppo.losses import KLController
 from stackllama_engine.train.ppo.rollout import sequence_sum
 
 from .in_process import PPO, at_call, attempt, finish
 from .test_chat import Here
 from .toy import PPO as REAL_PPO
 from .toy import ppo_recipe, run_stage, wait_for
-from .update_kit import Toy, toy
+from .update_kit import Keeper, Toy, alone, toy
 
 RLOO = ("advantage=rloo", "num_generations=2")
 GRPO = ("advantage=grpo", "num_generations=2")
@@ -151,6 +153,20 @@ def test_a_mini_batch_with_nothing_to_learn_makes_no_step(base: Path) -> None:
     stats = one.update(one.advantages(0.0))
     assert (stats.updates, stats.skipped, one.gradients) == (0, 0, [])
     assert stats.metrics(critic=False)["ppo/updates"] == 0.0
+
+
+@pytest.mark.parametrize("key", ["mask_truncated_completions=true", "skip_zero_std_groups=true"])
+def test_a_canary_makes_an_update_of_what_is_left_out(base: Path, key: str) -> None:
+    one = toy(base, *RLOO, key)
+    cut = [text._replace(ended=False) for text in one.rollout.texts]
+    one.rollout = replace(one.rollout, scores=torch.ones(4), texts=cut)
+    keeper = Keeper(one.base.trainable(), 0.0)
+    updater = Updater(one.recipe, one.base, keeper, alone)
+    parts: Any = {"worker": None, "scaling": None, "run_on_all_ranks": SimpleNamespace(check_stop=lambda: None)}
+    controller = KLController(0.2, None, 1)
+    algorithm = Algorithm(recipe=one.recipe, controller=controller, updater=updater, reduce=alone, **parts)
+    algorithm.learn_as_canary(one.rollout, torch.Generator())
+    assert len(keeper.steps) == 1
 
 
 def test_without_a_critic_only_the_policy_is_trained(base: Path) -> None:

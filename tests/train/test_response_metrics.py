@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from stackllama_engine.contract.recipe import PPORecipe
-from stackllama_engine.train.ppo.response_metrics import response_metrics, seen_range
+from stackllama_engine.train.ppo.response_metrics import common_range, response_metrics, seen_range
 from stackllama_engine.train.ppo.response_text import ResponseText
 from stackllama_engine.train.ppo.rollout import Rollout
 from stackllama_engine.train.ppo.shared_base import Outputs
+from stackllama_engine.train.session import Session
 
 
 def rollout(scores: list[float]) -> Rollout:
@@ -74,6 +77,16 @@ def test_range_is_read_beside_the_reward_models_adapter(
         (tmp_path / "result.json").write_text(content)
     recipe = PPORecipe(model_name_or_path="m", reward_model_path=str(tmp_path / "adapter"))
     assert seen_range(recipe) == expected
+
+
+def test_all_ranks_have_the_range_that_the_first_one_reads() -> None:
+    recipe = PPORecipe(model_name_or_path="m", reward_funcs=["a:b"])  # what this rank reads is None
+
+    def session(first: list[float] | None) -> Session:
+        return cast("Session", SimpleNamespace(gather=lambda rows: [first, *rows]))
+
+    assert common_range(recipe, session([-1.0, 2.0])) == (-1.0, 2.0)
+    assert common_range(recipe, session(None)) is None
 
 
 def test_no_range_without_a_reward_model() -> None:

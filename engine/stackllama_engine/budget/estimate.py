@@ -242,8 +242,7 @@ def _ppo(
     batch = recipe.local_rollout_forward_batch_size
     held_out = batch if recipe.max_eval_samples is None else recipe.max_eval_samples
     rows = min(batch, max(recipe.local_batch_size, held_out))
-    # a prompt that several responses begin with is read once; those of an evaluation are all different
-    prompts = max(-(-min(batch, recipe.local_batch_size) // recipe.group_size), min(batch, held_out))
+    prompts = inference.distinct_prompts(recipe)
     size, mini_batch = recipe.micro_batch_size, recipe.local_batch_size // recipe.num_mini_batches
     scored = rows
     if recipe.max_tokens_per_micro_batch is not None:

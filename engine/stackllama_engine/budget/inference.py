@@ -5,6 +5,7 @@ Shapes: B responses per batch, P prompt, R response, V vocabulary.
 
 from msgspec import Struct
 
+from ..contract.recipe import PPORecipe
 from . import activations, lm_head
 from .activations import LayerMode
 from .architecture import Architecture
@@ -26,6 +27,18 @@ class Resident(Struct, frozen=True, kw_only=True):
     """16-bit copies of the adapter's float32 weights, which autocast keeps while it is active."""
     rollout_record: int
     """Ids, masks, log-probabilities, values and advantages of all responses of a step."""
+
+
+def distinct_prompts(recipe: PPORecipe) -> int:
+    """Return the maximum number of different prompts per batch that is sampled, in a step or an evaluation.
+
+    A prompt that several responses begin with is read once. A batch may begin and end inside a group of these; in an
+    evaluation all prompts are different.
+    """
+    batch, size, held_out = recipe.local_rollout_forward_batch_size, recipe.group_size, recipe.max_eval_samples
+    rows = min(batch, recipe.local_batch_size)
+    trained = min(rows, (rows + size - 2) // size + 1, recipe.local_batch_size // size)
+    return max(trained, batch if held_out is None else min(batch, held_out))
 
 
 def kv_cache(arch: Architecture, mode: LayerMode, rows: int, tokens: int) -> int:

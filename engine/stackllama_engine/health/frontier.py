@@ -4,11 +4,11 @@ A policy that is optimised against a reward model for longer has more reward and
 what the reward stands for (arXiv:2210.10760). So something else selects: a reward function of weight 0, else PPO's
 objective, score − `kl_coef` × KL. The last evaluation is taken unless the best one is better by more than noise: two
 standard errors of their difference, as if on different prompts, which is cautious. Then it is the earliest within one
-standard error of the best (The Elements of Statistical Learning, section 7.10).
+standard error of the best (The Elements of Statistical Learning, section 7.10) whose checkpoint is there at the end.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from msgspec import Struct
 
@@ -53,12 +53,14 @@ class Choice(Struct, frozen=True, kw_only=True):
         )
 
 
-def choose(criterion: str, points: Sequence[Point]) -> Choice | None:
+def choose(criterion: str, points: Sequence[Point], kept: Collection[int]) -> Choice | None:
     """Choose an evaluation by the rule of the module; None where there are fewer than two.
 
     Args:
         criterion: what selects, in words.
         points: evaluations after step 0, in any order.
+        kept: steps whose checkpoints are there. Where none within one standard error of the best is, the earliest of
+            these is taken all the same.
     """
     ordered = sorted(points, key=lambda point: point.step)
     if len(ordered) < 2:
@@ -67,5 +69,6 @@ def choose(criterion: str, points: Sequence[Point]) -> Choice | None:
     enough = best.selection - best.selection_se
     last = ordered[-1]
     worse = best.selection - last.selection > _NOISE * math.hypot(best.selection_se, last.selection_se)
-    taken = next(point for point in ordered if point.selection >= enough) if worse else last
+    near = [point for point in ordered if point.selection >= enough]
+    taken = next((point for point in near if point.step in kept), near[0]) if worse else last
     return Choice(criterion=criterion, points=ordered, step=taken.step, is_worse_at_the_end=worse)

@@ -94,8 +94,9 @@ def clipping_high(window: Window, recipe: PPORecipe) -> Seen | None:
     values = window.newest("policy/clipfrac_avg", _LONG)
     if not values or fmean(values) <= _CLIPPED:
         return None
+    upper = "" if recipe.epsilon_high is None else f" and `epsilon_high={recipe.epsilon_high:g}`"
     return Seen(
-        f"{fmean(values):.0%} of the tokens were clipped at `cliprange={recipe.cliprange:g}` over {_LONG} steps",
+        f"{fmean(values):.0%} of the tokens were clipped at `cliprange={recipe.cliprange:g}`{upper} over {_LONG} steps",
         _smaller_steps(recipe),
     )
 
@@ -117,7 +118,7 @@ def entropy_collapse(window: Window, recipe: PPORecipe) -> Seen | None:
         return None
     return Seen(
         f"the entropy fell from {fmean(early):.2f} to {fmean(values):.2f} nats per token",
-        [{"ent_coef": f"{recipe.ent_coef or 0.005:g}"}, _more_kl(window)],
+        [{"ent_coef": f"{2 * recipe.ent_coef or 0.005:g}"}, _more_kl(window)],
     )
 
 
@@ -218,11 +219,13 @@ def scores_out_of_range(window: Window, recipe: PPORecipe) -> Seen | None:
 def value_loss_spike(window: Window, recipe: PPORecipe) -> Seen | None:
     """Find a value loss many times what it was."""
     values = window.newest("loss/value_avg", 2 * _LONG)
-    if not values or values[-1] <= _SPIKE * median(values[:-1]) or values[-1] <= 2 * max(values[:-1]):
+    if not values:
+        return None
+    newest, usual, highest = values[-1], median(values[:-1]), max(values[:-1])
+    if usual <= 0 or newest <= _SPIKE * usual or newest <= 2 * highest:  # 0: sparse rewards, nothing to compare with
         return None
     return Seen(
-        f"the value loss was {values[-1]:.3g}, {values[-1] / median(values[:-1]):.0f} times its median over "
-        f"{2 * _LONG - 1} steps",
+        f"the value loss was {newest:.3g}, {newest / usual:.0f} times its median over {2 * _LONG - 1} steps",
         _smaller_critic_steps(recipe),
     )
 

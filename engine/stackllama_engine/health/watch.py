@@ -1,12 +1,33 @@
 """The health of one run: rules applied to each step, each finding once until it clears."""
 
+from collections.abc import Callable
+
+from msgspec import Struct
+
 from ..contract.health import Finding
 from ..contract.recipe import PPORecipe
-from .rules import RULES
-from .window import Known, Metrics, Window
+from .ppo_rules import Seen
+from .rules import RULES, HealthRule
+from .window import Known, Metrics, Window, WindowState
 
 CLEAR = 10
 """Steps in a row without a finding after which its rule may find again, so that one on the edge does not repeat."""
+
+
+class Active(Struct, frozen=True):
+    """A finding that has not cleared."""
+
+    finding: Finding
+    quiet: int = 0
+    """Steps since its rule last found something."""
+
+
+class WatchState(Struct, frozen=True, kw_only=True):
+    """All that a :class:`HealthWatch` goes by, for a checkpoint."""
+
+    window: WindowState = WindowState()
+    active: dict[str, Active] = {}
+    """Rule → its finding."""
 
 
 class HealthWatch:
@@ -15,26 +36,51 @@ class HealthWatch:
     Args:
         recipe: the PPO recipe.
         known: of its base and reward model.
+        notify: takes a notice on a rule that fails, which is left out from then on; None: its error is raised.
     """
 
-    def __init__(self, recipe: PPORecipe, known: Known | None = None) -> None:
+    def __init__(
+        self, recipe: PPORecipe, known: Known | None = None, notify: Callable[[str], None] | None = None
+    ) -> None:
         self._recipe = recipe
+        self._notify = notify
+        self._failed: set[str] = set()
         self._window = Window(known or Known())
-        self._quiet: dict[str, int] = {}  # rule that has found something → steps since it last did
+        self._active: dict[str, Active] = {}  # by rule
+
+    @property
+    def state(self) -> WatchState:
+        """The state after the newest step."""
+        return WatchState(window=self._window.state, active=dict(self._active))
+
+    @state.setter
+    def state(self, state: WatchState) -> None:
+        self._window.state = state.window
+        self._active = dict(state.active)
+
+    @property
+    def active(self) -> dict[str, Finding]:
+        """The findings that have not cleared, by rule."""
+        return {rule: active.finding for rule, active in self._active.items()}
 
     def observe(self, step: int, metrics: Metrics) -> list[Finding]:
         """Add the metrics of a step; return what was found, or is cleared, now."""
         self._window.add(step, metrics)
         findings: list[Finding] = []
         for rule in RULES:
-            seen = rule.check(self._window, self._recipe)
+            if rule.name in self._failed:
+                continue
+            seen = self._check(rule, step)
             if seen is None:
                 findings += self._clear(rule.name, step)
                 continue
-            if rule.name not in self._quiet:
+            if rule.name in self._active:
+                finding = self._active[rule.name].finding
+            else:
                 tries = [changes for changes in seen.tries if changes]
-                findings.append(Finding(rule=rule.name, step=step, seen=seen.text, means=rule.means, tries=tries))
-            self._quiet[rule.name] = 0
+                finding = Finding(rule=rule.name, step=step, seen=seen.text, means=rule.means, tries=tries)
+                findings.append(finding)
+            self._active[rule.name] = Active(finding)
         return findings
 
     def remember(self, step: int, metrics: Metrics) -> None:
@@ -46,15 +92,30 @@ class HealthWatch:
         """Continue after the findings of earlier attempts: what was found and not cleared is not found again."""
         for finding in earlier:
             if finding.cleared:
-                self._quiet.pop(finding.rule, None)
+                self._active.pop(finding.rule, None)
             else:
-                self._quiet[finding.rule] = 0
+                self._active[finding.rule] = Active(finding)
+
+    def _check(self, rule: HealthRule, step: int) -> Seen | None:
+        """Apply a rule; one that fails is reported once and left out afterwards, as a hint must not end training."""
+        try:
+            return rule.check(self._window, self._recipe)
+        except Exception as error:
+            if self._notify is None:
+                raise
+            self._failed.add(rule.name)
+            self._notify(
+                f"the health rule {rule.name} failed after step {step} and is left out from now on: "
+                f"{type(error).__name__}: {error}"
+            )
+            return None
 
     def _clear(self, rule: str, step: int) -> list[Finding]:
-        if rule not in self._quiet:
+        if rule not in self._active:
             return []
-        self._quiet[rule] += 1
-        if self._quiet[rule] < CLEAR:
+        active = self._active[rule]
+        if active.quiet + 1 < CLEAR:
+            self._active[rule] = Active(active.finding, active.quiet + 1)
             return []
-        del self._quiet[rule]
+        del self._active[rule]
         return [Finding(rule=rule, step=step, seen="nothing any longer", cleared=True)]

@@ -353,8 +353,8 @@ def _experts(case: Case) -> str | None:
 
 def _critic_layers(case: Case) -> str | None:
     recipe = case.recipe
-    if not isinstance(recipe, PPORecipe) or not case.architecture or recipe.value_adapter_layers is None:
-        return None
+    if not isinstance(recipe, PPORecipe) or not case.architecture or not recipe.has_separate_critic:
+        return None  # without a critic of its own the key has no effect
     depth = case.architecture.layers
     if recipe.critic_layers(depth) <= depth:
         return None

@@ -21,6 +21,7 @@ from ...train.ppo.packing import PackedBatch
 from ...train.ppo.rollout import Advantages, Rollout
 from ...train.ppo.sampling import pick
 from ...train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, Outputs, SharedBase
+from ..inference import distinct_prompts
 from ..shapes import architecture_of
 from . import build, cuda, marks
 from .storages import Storages
@@ -116,13 +117,6 @@ def rows(recipe: PPORecipe) -> int:
     return min(batch, max(recipe.local_batch_size, batch if held_out is None else held_out))
 
 
-def prompts(recipe: PPORecipe) -> int:
-    """Return the maximum number of different prompts per batch of :func:`rows`."""
-    batch, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
-    trained = -(-min(batch, recipe.local_batch_size) // recipe.group_size)
-    return max(trained, min(batch, batch if held_out is None else held_out))
-
-
 def micro_batch(recipe: PPORecipe) -> int:
     """Return the number of responses of maximum length per micro-batch of the update."""
     if recipe.max_tokens_per_micro_batch is None:
@@ -144,7 +138,7 @@ def _tokens(recipe: PPORecipe, base: SharedBase, storages: Storages) -> None:
     uniforms = torch.zeros(count, response, dtype=torch.float64)
     cache = DynamicCache(config=base.base.config)
     storages.enter_phase(PREFILL)
-    distinct = prompts(recipe)
+    distinct = distinct_prompts(recipe)
     tokens = _first_tokens(base, distinct, prompt, uniforms[:distinct, 0], cache)
     if distinct < count:  # several responses begin with the same prompt
         origins: Any = torch.zeros(count, dtype=torch.int64)

@@ -42,7 +42,7 @@ Two divergences and three estimates, all from the tokens that π_old sampled (π
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -178,6 +178,10 @@ class Algorithm:
         """
         final = final_scores(self.recipe, rollout.scores, rollout.texts)  # [B]
         advantages = compute_advantages(self.recipe, rollout, final, self.controller.coef, self.reduce)
+        if (
+            advantages.loss_mask is not None
+        ):  # its responses are all cut off, which the recipe may leave out of the loss
+            advantages = replace(advantages, loss_mask=rollout.mask)
         self.updater.update(rollout, advantages, shuffle, self.run_on_all_ranks.check_stop)
 
     def adapt_kl_coef(self, kl: float, response_count: int) -> None:

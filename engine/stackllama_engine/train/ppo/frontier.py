@@ -1,16 +1,20 @@
 """The frontier of reward and KL over a run's evaluations, collected for :mod:`stackllama_engine.health.frontier`."""
 
 from collections.abc import Sequence
-from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ...contract.checkpoints import sealed, step_of
+from ...contract.errors import StackllamaError
 from ...contract.events import EventReader
 from ...contract.metrics import SELECTION
 from ...contract.recipe import PPORecipe
+from ...contract.recipe_io import load_recipe
+from ...contract.resuming import RECIPE_FILE
 from ...contract.run_dir import RunDir
+from ...contract.stages import Stage
 from ...health.frontier import Choice, Point, choose
 from .evaluation import Row, mean_and_error
 
@@ -37,19 +41,45 @@ def selection_metrics(recipe: PPORecipe, rows: Sequence[Row]) -> dict[str, float
 def choose_checkpoint(recipe: PPORecipe, run: RunDir) -> Choice | None:
     """Choose among the evaluations in the run's events; None where there are fewer than two after step 0.
 
-    An evaluation that a later attempt made again counts as that one did.
+    An evaluation that a later attempt made again counts as that one did. Those of before a change of what is measured
+    do not count.
     """
     points: dict[int, Point] = {}
-    for event in chain.from_iterable(EventReader(file).read_what_can_be() for file in run.events_files()):
-        metrics = event.metrics
-        if event.kind == "metrics" and event.step and metrics.get(SELECTION) is not None:
-            values = {field: metrics.get(name) for field, name in _FIELDS.items()}
-            if None not in values.values():
-                points[event.step] = msgspec.convert({"step": event.step} | values, Point)
+    before: list[Any] | None = None
+    for folder in run.attempt_dirs():
+        measured = _measured(folder)
+        if measured is not None:
+            if before is not None and measured != before:
+                points.clear()
+            before = measured
+        points |= {point.step: point for point in _points(folder)}
     name = watching_function(recipe)
-    return choose(f"`{name}`" if name else f"score − {recipe.kl_coef:g} × KL", list(points.values()))
+    kept = {step_of(path) for path in sealed(run.checkpoints)}
+    return choose(f"`{name}`" if name else f"score − {recipe.kl_coef:g} × KL", list(points.values()), kept)
 
 
+def _measured(attempt: Path) -> list[Any] | None:
+    """Return what an attempt's evaluations depend on besides the policy; None: its recipe cannot be read."""
+    try:
+        recipe = load_recipe(Stage.PPO, attempt / RECIPE_FILE)
+    except (StackllamaError, OSError):
+        return None
+    return [getattr(recipe, key) for key in _MEASURED]
+
+
+def _points(attempt: Path) -> list[Point]:
+    """Return an attempt's evaluations after step 0."""
+    points: list[Point] = []
+    for event in EventReader(attempt / "events.jsonl").read_what_can_be():
+        if event.kind == "metrics" and event.step and event.metrics.get(SELECTION) is not None:
+            values = {field: event.metrics.get(name) for field, name in _FIELDS.items()}
+            if None not in values.values():
+                points.append(msgspec.convert({"step": event.step} | values, Point))
+    return points
+
+
+_MEASURED = ("max_eval_samples", "reward_funcs", "reward_weights", "kl_coef")
+"""Keys of the recipe that evaluations of different values cannot be compared by."""
 _FIELDS = {"reward": "eval/mean_reward", "kl": "eval/kl", "selection": SELECTION, "selection_se": f"{SELECTION}_se"}
 
 

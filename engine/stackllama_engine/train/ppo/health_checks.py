@@ -13,7 +13,7 @@ from ...contract.recipe import PPORecipe
 from ...contract.run_dir import RunDir
 from ...contract.run_files import UNDECODABLE, decode_file
 from ...contract.stages import Stage
-from ...health.watch import HealthWatch
+from ...health.watch import HealthWatch, WatchState
 from ...health.window import Known
 from ..session import Session
 
@@ -29,26 +29,46 @@ class HealthChecks:
     def __init__(self, recipe: PPORecipe, session: Session) -> None:
         self._recipe = recipe
         self._session = session
-        self._watch = HealthWatch(recipe, known_of(recipe))
+        self._watch = HealthWatch(recipe, known_of(recipe), session.reporter.health)
 
-    def resume(self, step: int) -> None:
-        """Take over the metrics and findings of earlier attempts, up to the step that the run continues from.
+    @property
+    def state(self) -> WatchState:
+        """The state after the newest step, for a checkpoint; on rank 0."""
+        return self._watch.state
 
-        What was found in steps that are made again is cleared.
+    def resume(self, step: int, state: WatchState | None = None) -> None:
+        """Continue from a step, of earlier attempts or before a rollback.
+
+        What was found in steps that are made again is cleared; what cleared in them is reported again.
+
+        Args:
+            step: that the run continues from.
+            state: of its checkpoint; None: there is none, or it is of a version that kept no state, and what the events
+                hold of the steps until then is taken: the metrics of the logged ones alone.
         """
         if not self._session.is_main:
             return
+        self._watch.state = state or WatchState()
+        findings = self._read_events(step, add_metrics=state is None)
+        if state is None:
+            self._watch.restore([finding for finding in findings if finding.step <= step])
+        shown, active = _active(findings), self._watch.active
+        for rule in sorted(shown - active.keys()):
+            self._session.reporter.finding(Finding(rule=rule, step=step, seen="its steps are made again", cleared=True))
+        for rule in sorted(active.keys() - shown):
+            self._session.reporter.finding(active[rule])
+
+    def _read_events(self, step: int, *, add_metrics: bool) -> list[Finding]:
+        """Return the findings of all attempts; add the metrics until a step to the window if so asked."""
         findings: list[Finding] = []
         events = (EventReader(file).read_what_can_be() for file in self._session.run.events_files())
         for event in chain.from_iterable(events):
-            if event.kind == "metrics" and event.step is not None and event.step <= step:
-                self._watch.remember(event.step, event.metrics)
+            if event.kind == "metrics" and event.step is not None:
+                if add_metrics and event.step <= step:
+                    self._watch.remember(event.step, event.metrics)
             elif finding := finding_of(event.data):
                 findings.append(finding)
-        kept = [finding for finding in findings if finding.step <= step]
-        self._watch.restore(kept)
-        for rule in sorted(_active(findings) - _active(kept)):
-            self._session.reporter.finding(Finding(rule=rule, step=step, seen="its steps are made again", cleared=True))
+        return findings
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report what the rules find after a step; where `pause_on` names one, every rank is to save and stop."""

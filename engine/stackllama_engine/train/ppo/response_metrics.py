@@ -11,6 +11,7 @@ import torch
 from ...contract.metrics import LENGTH_CORRELATION, OUTSIDE_RANGE, REPETITION, SCORE_RANGE, SCORES_STD
 from ...contract.recipe import PPORecipe
 from ...contract.run_files import UNDECODABLE, decode_file
+from ..session import Session
 from .rewards import MODEL, repeated_share
 from .rollout import Rollout
 from .update import Reduce
@@ -44,6 +45,13 @@ def response_metrics(rollout: Rollout, seen: Range | None, reduce: Reduce) -> di
     if variance > 0 and length_variance > 0:
         metrics[LENGTH_CORRELATION] = covariance / (variance * length_variance) ** 0.5
     return metrics | ({OUTSIDE_RANGE: means[3]} if seen is not None else {})
+
+
+def common_range(recipe: PPORecipe, session: Session) -> Range | None:
+    """Return :func:`seen_range` as the first rank reads it; collective, as ranks may not all see the same files."""
+    mine = seen_range(recipe)
+    first: list[float] | None = session.gather([list(mine) if mine else None])[0]
+    return (first[0], first[1]) if first else None
 
 
 def seen_range(recipe: PPORecipe) -> Range | None:

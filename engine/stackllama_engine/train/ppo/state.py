@@ -13,6 +13,7 @@ from msgspec import Struct
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ...health.watch import WatchState
 from .. import checkpoint, optimizers
 from ..reporting import Reporter
 from .losses import KLController, Moments
@@ -46,6 +47,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     """True: the value loss was kept from the policy; up to 0.1.0 only with `value_adapter`."""
     owes_evaluation: bool = False
     """True: the evaluation after this step was cancelled."""
+    health: WatchState | None = None
+    """What the health rules go by; None: of an older version, which had it in the events alone."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Trainables:
         step: int,
         evaluations: "Evaluations",
         keep: checkpoint.Retention,
+        health: WatchState | None = None,
         *,
         by_time: bool = False,
     ) -> None:
@@ -108,10 +112,10 @@ class Trainables:
             OSError: disk full or not writable.
         """
         staging = checkpoint.staging_dir(reporter.run.checkpoints, step)
-        self.write(staging, step, evaluations)
+        self.write(staging, step, evaluations, health)
         checkpoint.publish(reporter, staging, step, keep, by_time=by_time)
 
-    def write(self, staging: Path, step: int, evaluations: "Evaluations") -> None:
+    def write(self, staging: Path, step: int, evaluations: "Evaluations", health: WatchState | None = None) -> None:
         """Write the files of a checkpoint, not sealed.
 
         Raises:
@@ -134,6 +138,7 @@ class Trainables:
             optimizer=counts,
             value_loss_apart=True,
             owes_evaluation=evaluations.owed,
+            health=health,
         )
         (staging / "state.json").write_bytes(msgspec.json.encode(progress))
 

@@ -30,7 +30,7 @@ from .health_checks import HealthChecks
 from .mismatch import SamplerCheck
 from .model_checks import check_policy
 from .prompts import Prompt, Prompts, load_prompts, report_prompts
-from .response_metrics import response_metrics, seen_range
+from .response_metrics import common_range, response_metrics
 from .rewards import Rewards, RewardScaling, Unscored
 from .rollout import Rollout, RolloutWorker, sequence_sum
 from .rollout_metrics import evaluation_metrics, objective, response_kl, side_by_side, throughput
@@ -107,7 +107,7 @@ class PPO:
         self.batch_sizes = BatchSizes(recipe, self.reporter, self._note)
         self.worker = RolloutWorker(recipe, session, self.base, self.encoder, self.rewards, self.batch_sizes)
         self.sampler_check = SamplerCheck(recipe, session, self.base)
-        self.seen_range = seen_range(recipe)
+        self.seen_range = common_range(recipe, session)
         updater = Updater(recipe, self.base, optimizer, session.reduce, self.batch_sizes)
         run_on_all_ranks = RunOnAllRanks(session, self.batch_sizes)
         self.algorithm = Algorithm(
@@ -212,7 +212,7 @@ class PPO:
                 )
             self.reporter.forget_samples_after(progress.step)
             self.best = progress.best
-            self.health.resume(progress.step)
+            self.health.resume(progress.step, progress.health)
             before = self._comparable(progress.before)
             if progress.owes_evaluation:
                 during = self._evaluate_or_stop(progress.step, "during", before)
@@ -472,7 +472,7 @@ class PPO:
         def write() -> None:
             keep = checkpoint.Retention.of(self.recipe)
             facts = Evaluations(before=before, best=self.best, owed=owes_evaluation)
-            self.trainables.save(self.reporter, done, facts, keep, by_time=by_time)
+            self.trainables.save(self.reporter, done, facts, keep, self.health.state, by_time=by_time)
 
         def save() -> bool:
             if timer is not None:
@@ -533,10 +533,11 @@ class PPO:
             self.reporter.health(reason)
         if saved:
             progress = self.trainables.load(saved)
-            start, self.best = progress.step, progress.best
+            start, self.best, health = progress.step, progress.best, progress.health
         else:
             self.trainables.restore(self.start)
-            start, self.best = 0, None
+            start, self.best, health = 0, None, None
+        self.health.resume(start, health)
         schedule.set_peak(self.trainables.optimizer, self.trainables.scheduler, rate)
         self._note(learning_rate=rate, at_step=start, rollbacks=self.rollback_policy.rollbacks)
         self.reporter.forget_samples_after(start)
