@@ -5,8 +5,9 @@ let go on to the next such place.
 """
 
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,11 @@ def files(run: RunDir) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def keys(tmp_path: Path, base: Path, reward_model: Path) -> tuple[str, ...]:
+def keys(tmp_path: Path, base: Path, reward_model: Path) -> Iterator[tuple[str, ...]]:
     (tmp_path / "killed_rewards.py").write_text(REWARD_FUNCTIONS)
     named = (f"model_name_or_path={base}", f"reward_model_path={reward_model}", f"reward_func_paths=[{tmp_path}]")
-    return (*EVERYTHING, *named)
+    yield (*EVERYTHING, *named)
+    sys.modules.pop("killed_rewards", None)  # imported from this test's folder, by what ran in this process
 
 
 GROUPS = ("advantage=rloo", "num_generations=2", "kl_in_loss=true", "skip_zero_std_groups=true")
