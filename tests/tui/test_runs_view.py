@@ -83,7 +83,7 @@ def test_groups_follow_one_another(stocked: Home) -> None:
         assert _ids(shown) == ["whole", "aligned", "broken", "alive", "tuned", "whole-sft"]
         assert any(line.split()[:2] == ["sft", "3"] for line in shown.lines) and "whole-sft" in shown.text
         await shown.press("z")
-        await shown.notified("stages fold where runs are grouped by pipeline")
+        await shown.notified("fold where runs are grouped by pipeline")
         await shown.press("b", "b")
         await shown.until(lambda: "not grouped" in shown.lines[0])
         await shown.press("b")

@@ -253,6 +253,7 @@ class LaunchScreen(ConsoleScreen):
         else:
             self.console_app.remember()
             self.console_app.launched = run.id
+            self.console_app.dismiss_notices()  # it is no longer being launched, and escape leaves the monitor at once
             self._follow_run(run)
 
     def _plans(self, planning: bool) -> None:
