@@ -545,8 +545,8 @@ def test_enter_asks_and_enter_again_launches_what_was_shown(home: Home, monkeypa
         assert launches.calls == []
         driven.screen.controller.rename("second")  # too late for what was confirmed
         await driven.press("enter")
-        await said(driven, "launching first …")
         await driven.until(lambda: launches.opened)
+        assert not driven.app._notifications  # escape has nothing else to take away
         assert driven.app.screen.HEADING == "runs"  # type: ignore[attr-defined]
         runs: Any = driven.app.screen
         await driven.until(lambda: runs.row_id == "first")  # not `another`, on which the cursor was
