@@ -1,18 +1,13 @@
 """RLOO learns on the demo: the true utility of held-out responses rises far above that of the SFT start."""
 
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.run_dir import Home
-from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.launcher import launch, plan
-from stackllama_engine.launch.reconcile import reconcile
 
 from . import parts
+from .training import train
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -25,33 +20,8 @@ GAIN = 0.15
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Train each seed through the real command with the demo's own settings of PPO; return the results."""
     made, home = parts.make(tmp_path_factory.mktemp("parts")), Home(tmp_path_factory.mktemp("home"))
-
-    def run(seed: int) -> dict[str, Any]:
-        keys = parts.settings() | {
-            "model_name_or_path": str(made.base),
-            "reward_model_path": str(made.reward),
-            "dataset_name": "demo",
-            "dtype": "float32",
-            "load_in_8bit": False,
-            "use_cpu": True,
-            "save_steps": 0,
-            "eval_steps": 0,
-            "eval_temperatures": [],
-            "eval_best_of": [],
-            "max_eval_samples": None,
-            "seed": seed,
-            "advantage": "rloo",
-            "num_generations": 4,
-        }
-        directory = launch(plan(home, build_recipe(Stage.PPO, keys), f"rloo-{seed}"))
-        while not (state := reconcile(directory)).has_ended:
-            time.sleep(0.5)
-        assert state.phase == "finished", state.cause
-        return directory.read_json("result.json")
-
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        return list(pool.map(run, SEEDS))
+    runs = train(made, home, SEEDS, max_eval_samples=None, advantage="rloo", num_generations=4)
+    return [run.read_json("result.json") for run in runs]
 
 
 def test_rloo_improves_the_true_utility(results: list[dict[str, Any]]) -> None:

@@ -6,8 +6,6 @@ evaluated by the same function, question by question, at the training temperatur
 
 import json
 import math
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,16 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.run_dir import Home
-from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.launcher import launch, plan
-from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.train import models
 
 from . import parts
 from .evaluate import METRICS, evaluate
 from .record_trl import EVALUATION_SEED, HERE
+from .training import train
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -71,34 +66,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> parts.Parts:
 
 @pytest.fixture(scope="module")
 def runs(made: parts.Parts, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Train the recorded seeds, two at a time, each on one core; return the run directories."""
+    """Train the recorded seeds; return the run directories."""
     home = Home(tmp_path_factory.mktemp("home"))
-
-    def run(seed: int) -> Path:
-        keys = parts.settings() | {
-            "model_name_or_path": str(made.base),
-            "reward_model_path": str(made.reward),
-            "dataset_name": "demo",
-            "dtype": "float32",
-            "load_in_8bit": False,
-            "use_cpu": True,
-            "save_steps": 0,
-            "logging_steps": 1,
-            "eval_steps": 0,
-            "eval_temperatures": [],
-            "eval_best_of": [],
-            "max_eval_samples": 8,
-            "seed": seed,
-        }
-        directory = launch(plan(home, build_recipe(Stage.PPO, keys), f"seed-{seed}"))
-        while not (state := reconcile(directory)).has_ended:
-            time.sleep(0.5)
-        assert state.phase == "finished", state.cause
-        return directory.path
-
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        return list(pool.map(run, RECORDED["seeds"]))
+    return [run.path for run in train(made, home, RECORDED["seeds"], logging_steps=1, max_eval_samples=8)]
 
 
 @pytest.fixture(scope="module")
