@@ -35,7 +35,7 @@ def begin(home: Home, name: str = "working") -> RunDir:
     run = create(home, name)
     lock = run.acquire_lock()
     try:
-        launcher.start_supervisor(run, lock, work(run.path), [])
+        launcher.start_supervisor(run, lock, work(run.path), launcher.Record())
     finally:
         os.close(lock)
     wait_for(lambda: run.read_state().phase == "running" and size(run) > 0)

@@ -81,7 +81,7 @@ class Runs:
     def again(self, run: RunDir, mode: str, after: str | None = None) -> None:
         lock = run.acquire_lock()
         try:
-            launcher.start_supervisor(run, lock, fake_command(run.path, mode), [], after=after)
+            launcher.start_supervisor(run, lock, fake_command(run.path, mode), launcher.Record(after=after))
         finally:
             os.close(lock)
 

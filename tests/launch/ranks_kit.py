@@ -70,7 +70,7 @@ def again(run: RunDir, processes: int = 2) -> None:
     argv = [*command.argv[: command.argv.index("stackllama_engine.train") - 1], str(TOY), str(run.path)]
     lock = run.acquire_lock()
     try:
-        launcher.start_supervisor(run, lock, msgspec.structs.replace(command, argv=argv), [])
+        launcher.start_supervisor(run, lock, msgspec.structs.replace(command, argv=argv), launcher.Record())
     finally:
         os.close(lock)
     wait_for(lambda: steps(run) > 5, seconds=120)

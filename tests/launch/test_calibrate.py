@@ -31,7 +31,7 @@ def trained(home: Home, mode: str, model: str = str(DEMO_BASE), environment: dic
     lock = run.acquire_lock()
     try:
         given = Command(argv=command.argv, environment=command.environment | environment)
-        launcher.start_supervisor(run, lock, given, [])
+        launcher.start_supervisor(run, lock, given, launcher.Record())
     finally:
         os.close(lock)
     wait_for_phase(run, "finished", "failed")
@@ -102,7 +102,7 @@ def test_reconcile_adds_the_row_when_the_supervisor_was_killed(runs: Runs) -> No
     values = {"model_name_or_path": str(DEMO_BASE), "use_cpu": True, "load_in_8bit": False}
     run = runs.home.create(Stage.SFT, dump_recipe(build_recipe(Stage.SFT, values)))
     lock = run.acquire_lock()
-    launcher.start_supervisor(run, lock, fake_command(run.path, "measured-and-hang"), [])
+    launcher.start_supervisor(run, lock, fake_command(run.path, "measured-and-hang"), launcher.Record())
     os.close(lock)
     wait_for(lambda: (run.path / "measured").exists())
     wait_for_phase(run, "running")

@@ -67,7 +67,7 @@ def test_a_killed_rank_is_the_cause_whatever_rank_0_says_of_it(runs: Runs, mode:
     lock = run.acquire_lock()
     command = fake_command(run.path, mode)
     two = command.environment | {"STACKLLAMA_WORLD_SIZE": "2"}
-    start_supervisor(run, lock, msgspec.structs.replace(command, environment=two), [])
+    start_supervisor(run, lock, msgspec.structs.replace(command, environment=two), launcher.Record())
     os.close(lock)
     wait_for(lambda: (run.path / "rank-1.pid").exists() and (run.path / "rank-1.pid").read_text() != "")
     wait_for(lambda: pidfds(supervisor_of(run)) >= 2, seconds=60)  # it knows both ranks
@@ -90,7 +90,7 @@ def pidfds(process: ProcessId) -> int:
 def test_supervisor_records_a_program_that_does_not_exist(runs: Runs) -> None:
     run = runs.create()
     lock = run.acquire_lock()
-    start_supervisor(run, lock, Command(argv=["/no/such/program"], environment={}), [])
+    start_supervisor(run, lock, Command(argv=["/no/such/program"], environment={}), launcher.Record())
     os.close(lock)
     state = wait_for_phase(run, "failed")
     assert state.cause is not None and "/no/such/program" in state.cause
@@ -293,7 +293,7 @@ def test_full_disk_delays_the_record_and_loses_nothing(runs: Runs, monkeypatch: 
     run = runs.create()
     lock = run.acquire_lock()
     monkeypatch.setattr(launcher, "_spawn", lambda *_: 0)
-    start_supervisor(run, lock, fake_command(run.path, "fail"), [])
+    start_supervisor(run, lock, fake_command(run.path, "fail"), launcher.Record())
     room = run.path / "room"
     write_state = RunDir.write_state
 
@@ -333,7 +333,7 @@ def test_error_of_the_supervisor_itself_is_recorded(runs: Runs) -> None:
     try:
         (run.path / "launch.json").mkdir()  # what it must read cannot be read
         with pytest.raises(IsADirectoryError):
-            start_supervisor(run, lock, fake_command(run.path, "finish"), [])
+            start_supervisor(run, lock, fake_command(run.path, "finish"), launcher.Record())
         run.attempt_dir(1).mkdir()
         assert launcher._spawn(run.path, 1, lock, run.attempt_dir(1) / "supervisor.txt") == 0
     finally:

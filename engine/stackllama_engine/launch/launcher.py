@@ -21,7 +21,7 @@ from ..contract import requests
 from ..contract.atomic_files import make_private_dir, open_private, write_whole
 from ..contract.checkpoints import sealed, step_of
 from ..contract.child_environment import inherited_environment, source_path
-from ..contract.children import CHILDREN, child_id, parents_of
+from ..contract.children import CHILDREN, child_id
 from ..contract.env_settings import check_settings
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.host import this_host
@@ -95,6 +95,22 @@ class Plan(Struct, frozen=True, kw_only=True):
     def stage(self) -> Stage:
         """The recipe's stage."""
         return self.recipe.stage
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    """What every attempt of a run writes into ``launch.json`` as the one before it did.
+
+    Attributes:
+        parents: runs that it was made from.
+        after: the run that it still waits for.
+        forked_from: the checkpoint that it continued from.
+        allow: findings that its launch allowed.
+    """
+
+    parents: list[str] = []
+    after: str | None = None
+    forked_from: ForkedFrom | None = None
+    allow: list[str] = []
 
 
 def plan(
@@ -220,17 +236,11 @@ def launch(
             lock = run.acquire_lock()
             try:
                 command = planned.command.in_directory(planned.run_dir, run.path)
-                start_supervisor(
-                    run,
-                    lock,
-                    command,
-                    list(planned.parents),
-                    planned.functions,
-                    after=planned.after,
-                    forked_from=forked_from,
-                    settings=settings_of(run, planned.recipe, forked_from),
-                    allow=planned.allow,
+                record = Record(
+                    parents=[*planned.parents], after=planned.after, forked_from=forked_from, allow=[*planned.allow]
                 )
+                settings = settings_of(run, planned.recipe, forked_from)
+                start_supervisor(run, lock, command, record, planned.functions, settings=settings)
             finally:
                 run.release_lock(lock)
     return run
@@ -339,11 +349,6 @@ def _decided(run: RunDir, recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
     return decided
 
 
-def _origin(run: RunDir) -> ForkedFrom | None:
-    """Return where a fork comes from; None for a run that is none."""
-    return run.read_launch().forked_from if (run.path / "launch.json").is_file() else None
-
-
 def settings_of(run: RunDir, recipe: AnyRecipe, origin: ForkedFrom | None) -> list[Change]:
     """Return what a fork has to set at its first step boundary: changed values that a resume keeps from the checkpoint.
 
@@ -356,11 +361,22 @@ def settings_of(run: RunDir, recipe: AnyRecipe, origin: ForkedFrom | None) -> li
     return [Change(each.key, float(each.now)) for each in kept if each.key in SETTABLE[recipe.stage]]
 
 
-def _still_after(run: RunDir) -> str | None:
-    """Return the run that a run still waits for: one that has had a worker has had its turn."""
-    if not (run.path / "launch.json").is_file() or any((folder / "log.txt").exists() for folder in run.attempt_dirs()):
-        return None
-    return run.read_launch().after
+def _record_of(run: RunDir) -> Record:
+    """Return what a run's next attempt records again; a run that has had a worker has had its turn.
+
+    Raises:
+        DamagedError: ``launch.json`` cannot be read.
+    """
+    if not os.path.lexists(run.path / "launch.json"):
+        return Record()
+    before = run.read_launch()
+    had_its_turn = any((folder / "log.txt").exists() for folder in run.attempt_dirs())
+    return Record(
+        parents=before.parents,
+        after=None if had_its_turn else before.after,
+        forked_from=before.forked_from,
+        allow=before.allow,
+    )
 
 
 def allowed_in(run: RunDir) -> list[str]:
@@ -401,17 +417,9 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
         functions = check_functions(run, recipe, accepted=function_changed)
         command = _command(recipe, run.path, gpus, canary)
         with uninterrupted():
-            start_supervisor(
-                run,
-                lock,
-                command,
-                parents_of(run),
-                functions,
-                after=_still_after(run),
-                forked_from=_origin(run),
-                settings=settings_of(run, recipe, _origin(run)),
-                allow=allowed_in(run),
-            )
+            record = _record_of(run)
+            settings = settings_of(run, recipe, record.forked_from)
+            start_supervisor(run, lock, command, record, functions, settings=settings)
     except OSError as error:
         raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
     finally:
@@ -422,15 +430,20 @@ def start_supervisor(
     run: RunDir,
     lock: int,
     command: Command,
-    parents: list[str],
+    record: Record,
     functions: Sequence[FunctionFile] = (),
     *,
-    after: str | None = None,
-    forked_from: ForkedFrom | None = None,
     settings: Sequence[Change] = (),
-    allow: Sequence[str] = (),
 ) -> None:
     """Begin the next attempt with the lock held: its folder, ``launch.json``, state, and a detached supervisor.
+
+    Args:
+        run: whose lock is held.
+        lock: its descriptor, which the supervisor inherits.
+        command: how the stage is started.
+        record: what is written down besides.
+        functions: the code of ``reward_funcs``.
+        settings: values to set at the first step boundary.
 
     Raises:
         StackllamaError: the supervisor did not come up; state says ``failed``.
@@ -440,7 +453,7 @@ def start_supervisor(
     folder = run.attempt_dir(attempt)
     make_private_dir(folder)
     try:
-        state = _prepare_attempt(run, attempt, command, parents, functions, after, forked_from, allow)
+        state = _prepare_attempt(run, attempt, command, record, functions)
         for change in settings:
             requests.write(run, "set", change)
     except OSError:  # whoever tries again and again on a full disk would leave a folder each time
@@ -459,11 +472,8 @@ def _prepare_attempt(
     run: RunDir,
     attempt: int,
     command: Command,
-    parents: list[str],
+    record: Record,
     functions: Sequence[FunctionFile],
-    after: str | None,
-    forked_from: ForkedFrom | None,
-    allow: Sequence[str],
 ) -> State:
     """Write what is on disk before the supervisor starts; returns the state, which is written last."""
     forget_all(run)
@@ -478,22 +488,22 @@ def _prepare_attempt(
             created=time.time(),
             versions=package_versions(),
             git_commit=git_commit(),
-            parents=parents,
+            parents=record.parents,
             environment=environment,
             secrets=secret_names(),
             recipe_sha256=keep_recipe(run, attempt),
             reward_funcs=[*functions],
-            after=after,
-            forked_from=forked_from,
-            allow=[*allow],
+            after=record.after,
+            forked_from=record.forked_from,
+            allow=record.allow,
         )
     )
     state = msgspec.structs.replace(
         run.read_state(),
-        phase="starting" if after is None else "queued",
-        waiting=None if after is None else f"waiting for {after} to end",
+        phase="starting" if record.after is None else "queued",
+        waiting=None if record.after is None else f"waiting for {record.after} to end",
         attempt=attempt,
-        started=time.time() if after is None else None,
+        started=time.time() if record.after is None else None,
         ended=None,
         host=this_host(),
         supervisor=None,
