@@ -8,8 +8,9 @@ whatever the recipe says is changed as ``runs set`` changes it, by a request tha
 import errno
 import shutil
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 from msgspec import Struct
@@ -133,5 +134,5 @@ def _checkpoint(run: RunDir, step: int | None) -> Path:
 
 def _free_name(home: Home, name: str) -> str:
     taken = {run.id for run in home.unsorted_runs()}
-    numbered: Any = (f"{name}-{number}" for number in range(2, len(taken) + 3))
-    return next(each for each in (name, *numbered) if each not in taken)
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(each for each in chain([name], numbered) if each not in taken)

@@ -20,7 +20,7 @@ class Trained(Struct, frozen=True):
     """One training that a stage builds on."""
 
     name: str
-    """The run's id, or ``the pipeline's sft``."""
+    """The run's id, or ``the pipeline's sft stage``."""
     recipe: TrainedRecipe
 
 

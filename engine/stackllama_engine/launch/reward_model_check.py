@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.audit import Audit, read_audit
-from ..contract.children import known_parents
 from ..contract.errors import DamagedError, UsageError
 from ..contract.prompt_format import Kind, read_prompt_format
 from ..contract.recipe import AnyRecipe, PPORecipe
 from ..contract.run_dir import RunDir
 from ..contract.user_files import read_json
+from .lineage import training_run
 from .prompt_format_check import has_chat_template
 
 
@@ -59,8 +59,7 @@ def audit_notices(recipe: AnyRecipe) -> list[str]:
     if not isinstance(recipe, PPORecipe) or not recipe.reward_model_path:
         return []
     merge = RunDir(Path(recipe.reward_model_path).parent)
-    trained = [RunDir(merge.path.parent / parent) for parent in known_parents(merge)[:1]]  # where it is a merge run
-    for run in (merge, *trained):
+    for run in (merge, training_run(merge)):
         try:
             audit = read_audit(run)
         except DamagedError as error:
